@@ -1,0 +1,172 @@
+"""Arrays to augmented float batches on the device.
+
+Every modality leaves here as float32 (B, T, C, H, W). All random numbers of an epoch (order, crops, flips) are drawn
+at its start from the generator that is passed in, so a run can be repeated bit for bit, and no step waits for them.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+
+from data.store import PICTURES, DataError
+
+WINDOW, HOP, RATE = 512, 512 - 353, 16_000   # samples, samples, Hz
+IMAGENET = {1: ([0.449], [0.226]), 3: ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])}   # channels: mean, std
+FLOW_STD = 0.226                             # the scale TSN gives to flow pictures in [0, 1]
+
+
+def log_spectrogram(waveform, standardize=False):
+    """(B, L) int16 at 16 kHz -> (B, 1, 1, 257, F) float, F = (L - 353) // 159.
+
+    log(power + 1e-7) with the power spectral density of `scipy.signal.spectrogram(x, 16000, nperseg=512,
+    noverlap=353)`: Tukey window (0.25), each window's mean removed, one-sided density. `standardize` brings each clip
+    to mean 0 and standard deviation 1, as the published code does for AVE.
+    """
+    frames = (waveform.float() / 32768).unfold(-1, WINDOW, HOP)             # (B, F, 512)
+    frames = frames - frames.mean(-1, keepdim=True)
+    ramp = 0.5 * (1 - torch.cos(torch.pi * torch.arange(64, device=frames.device) / 64))
+    # scipy asks for the periodic Tukey window: 513 points, the last one cut; the ramps take an eighth at each end.
+    window = torch.cat([ramp, torch.ones(385, device=frames.device), ramp[1:].flip(0)])
+    power = torch.fft.rfft(frames * window).abs().square() / (RATE * window.square().sum())
+    power[..., 1:-1] *= 2                                                    # one-sided: all but 0 Hz and Nyquist
+    spectrogram = torch.log(power + 1e-7)
+    if standardize:
+        mean, std = spectrogram.mean((1, 2), keepdim=True), spectrogram.std((1, 2), keepdim=True, correction=0)
+        spectrogram = (spectrogram - mean) / (std + 1e-9)
+    return rearrange(spectrogram, "b t f -> b 1 1 f t")
+
+
+def draw_boxes(frame, scale, generator, ratio=(3 / 4, 4 / 3)):
+    """RandomResizedCrop's boxes for N frames at once: (N, 2) heights and widths -> (N, 4) top, left, height, width.
+
+    As in torchvision: ten tries of an area in `scale` and an aspect in `ratio` (log-uniform), the first that fits;
+    else the largest central box whose aspect is within `ratio`. Pixels of the original frame.
+    """
+    height, width = frame.double().unsqueeze(-1).unbind(1)                   # (N, 1) each
+    n = len(frame)
+    area = height * width * torch.empty(n, 10).uniform_(*scale, generator=generator)
+    aspect = torch.empty(n, 10).uniform_(np.log(ratio[0]), np.log(ratio[1]), generator=generator).exp()
+    w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first = fits.int().argmax(1, keepdim=True)
+    inside = (width / height).clamp(*ratio)                                  # the fallback's aspect
+    w = torch.where(fits.any(1, keepdim=True), w.gather(1, first), torch.minimum(width, (height * inside).round()))
+    h = torch.where(fits.any(1, keepdim=True), h.gather(1, first), torch.minimum(height, (width / inside).round()))
+    top = (torch.rand(n, 1, generator=generator) * (height - h + 1)).floor()
+    left = (torch.rand(n, 1, generator=generator) * (width - w + 1)).floor()
+    central = ~fits.any(1, keepdim=True)
+    top, left = torch.where(central, (height - h) // 2, top), torch.where(central, (width - w) // 2, left)
+    return torch.cat([top, left, h, w], 1)
+
+
+def crop(pictures, box, size):
+    """(B, C, H, W) and (B, 4) boxes as shares of the frame (top, left, height, width) -> (B, C, *size) float32.
+
+    A box with negative width is mirrored. Bilinear, one box a sample, the whole batch in one kernel.
+    """
+    top, left, h, w = box.unbind(1)
+    zero = torch.zeros_like(top)
+    # grid_sample's frame is [-1, 1]: a box is scaled by its share and moved to its centre
+    theta = torch.stack([torch.stack([w, zero, 2 * left + w.abs() - 1], 1),
+                         torch.stack([zero, h, 2 * top + h - 1], 1)], 1)
+    grid = F.affine_grid(theta, [*pictures.shape[:2], *size], align_corners=False)
+    return F.grid_sample(pictures.float(), grid, padding_mode="border", align_corners=False)
+
+
+def normalize(pictures, kind):
+    """(B, T, C, H, W) in [0, 255] -> ImageNet mean and std for pictures, 127.5 -> 0 for flow."""
+    if kind == "flow":
+        return (pictures - 127.5) / (255 * FLOW_STD)
+    mean, std = torch.tensor(IMAGENET[pictures.shape[2]], device=pictures.device).mul(255)[..., None, None]
+    return (pictures - mean) / std
+
+
+def to_input(mod, stored, box=None):
+    """A stored batch (B, ...) -> float32 (B, T, C, H, W), the encoder's input. `box` (B, 4): see `crop`; None: whole."""
+    if mod.kind == "audio":
+        return log_spectrogram(stored, mod.standardize)
+    if mod.kind == "spectrogram":
+        return ((stored.float() - mod.mean) / mod.std).unsqueeze(1)
+    t = stored.shape[1]
+    if box is None and tuple(stored.shape[-2:]) == mod.size:
+        pictures = stored.float()
+    else:
+        if box is None:
+            box = torch.tensor([0.0, 0.0, 1.0, 1.0], device=stored.device).expand(len(stored), 4)
+        pictures = rearrange(crop(rearrange(stored, "b t c h w -> b (t c) h w"), box, mod.size),
+                             "b (t c) h w -> b t c h w", t=t)
+        if mod.kind == "flow":                                               # motion to the right is now to the left
+            mirrored = (box[:, 3] < 0)[:, None, None, None]
+            pictures[:, :, 0] = torch.where(mirrored, 255 - pictures[:, :, 0], pictures[:, :, 0])
+    return normalize(pictures, mod.kind)
+
+
+class Batches:
+    """One pass over a part: iterates (inputs, labels, index), inputs[name] float32 (B, T, C, H, W).
+
+    With `augment`, items come shuffled, pictures cropped and flipped, all drawn here from `generator`; what does not
+    fill a last batch is left out, since BatchNorm's statistics of two items wreck a small training run (other items
+    each time). Without, every item comes once, in order and whole. Raises DataError for a batch larger than the part.
+    """
+
+    def __init__(self, ds, part, batch_size, device, augment=False, generator=None):
+        self.ds, self.batch_size, self.device = ds, batch_size, torch.device(device)
+        self.order = ds.indices(part)
+        self.boxes = {}
+        if augment:
+            self.order = self.order[torch.randperm(len(self.order), generator=generator).numpy()]
+            if batch_size > len(self.order):
+                raise DataError(f"batch size {batch_size} is larger than the {len(self.order)} {part} items")
+            self.order = self.order[:len(self.order) // batch_size * batch_size]
+            for name, mod in ds.modalities.items():
+                if mod.kind in PICTURES:
+                    self.boxes[name] = self._draw(name, mod, generator)
+
+    def _draw(self, name, mod, generator):
+        """Boxes of this pass as shares of the frame, mirrored ones with negative width: (n, 4) on the device."""
+        for other, boxes in self.boxes.items():                              # flow and rgb see the same crop
+            if {mod.kind, self.ds.modalities[other].kind} == {"rgb", "flow"}:
+                return boxes
+        if mod.frame is None:
+            frame = torch.tensor(mod.array.shape[-2:]).expand(len(self.order), 2)
+        else:
+            frame = torch.from_numpy(mod.frame[self.order])
+        boxes = draw_boxes(frame, mod.scale, generator) / torch.cat([frame, frame], 1)
+        if mod.flip:
+            mirrored = torch.rand(len(self.order), generator=generator) < 0.5
+            boxes[:, 3] = torch.where(mirrored, -boxes[:, 3], boxes[:, 3])
+        return boxes.float().to(self.device)
+
+    def __len__(self):
+        return -(-len(self.order) // self.batch_size)
+
+    def __iter__(self):
+        resident = self.ds.resident(self.device)
+        order = torch.from_numpy(self.order)
+        labels = torch.from_numpy(self.ds.labels[self.order]).to(self.device)
+        on_device = order.to(self.device)
+
+        def fetch(start):
+            """The stored batch on the device: gathered there, or read from the memory map and sent over."""
+            if resident:
+                return {name: array[on_device[start:start + self.batch_size]] for name, array in resident.items()}
+            rows = self.order[start:start + self.batch_size]
+            stored = {name: torch.from_numpy(mod.array[rows]) for name, mod in self.ds.modalities.items()}
+            if self.device.type == "cuda":
+                stored = {name: array.pin_memory().to(self.device, non_blocking=True) for name, array in stored.items()}
+            return stored
+
+        starts = range(0, len(self.order), self.batch_size)
+        with ThreadPoolExecutor(1) as reader:                                # reads one batch ahead
+            ahead = reader.submit(fetch, 0)
+            for start in starts:
+                stored = ahead.result()
+                if start + self.batch_size < len(self.order):
+                    ahead = reader.submit(fetch, start + self.batch_size)
+                stop = start + self.batch_size
+                inputs = {name: to_input(mod, stored[name], self.boxes[name][start:stop] if name in self.boxes else None)
+                          for name, mod in self.ds.modalities.items()}
+                yield inputs, labels[start:stop], on_device[start:stop]

@@ -1,0 +1,442 @@
+"""Joint training, and the baselines that it has to beat: each modality alone, and their ensemble.
+
+Joint training reads all features with one fusion head and one loss, L = CE(g(z_1, ..., z_M), y). It is what DI-MML and
+UDI argue against: the modality that learns faster explains the labels, the gradient fades, and the other encoders are
+left half-trained. Look at the `probe` column: the same encoder trained alone (--ensemble) usually scores higher. The
+ensemble of single modalities, which averages the logits of encoders that never met, is the strong baseline here.
+
+    python joint_baseline.py                                    # concatenation, the embedded synthetic set
+    python joint_baseline.py --dataset ave --fusion film --gpu 0
+    python joint_baseline.py --dataset ave --modality audio     # one modality alone
+    python joint_baseline.py --dataset ave --ensemble           # each alone, logits averaged
+
+Results: results/runs/*.json, one a run; the README says what has been measured.
+Where this file departs from published code, and why: results/DEVIATIONS.md.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, f1_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torchvision.models.resnet import BasicBlock, ResNet
+from tqdm import tqdm
+
+from data import DataError, exit_codes, open_dataset, whole_file
+
+# ---------------------------------------------------------------------------------------------------------- recipes
+# The first four are those of the DI-MML code, so that all scripts spend the same on an encoder (SGD with momentum 0.9
+# and weight decay 1e-4 everywhere); `default` is ours, for small data. A flag on the command line overrides its entry.
+PUBLISHED = dict(epochs=150, batch_size=16, lr=1e-3, lr_step=70)
+RECIPES = {
+    "cremad": PUBLISHED, "ave": PUBLISHED, "ucf101": PUBLISHED, "modelnet40": PUBLISHED,
+    "default": dict(PUBLISHED, epochs=20, lr=3e-3, lr_step=15),
+}
+
+
+# ------------------------------------------------------------ shared with the other two scripts: encoder {{{
+class Encoder(ResNet):
+    """ResNet-18 from scratch for any modality: (B, T, C, H, W) -> (B, 512), the mean over time and space.
+
+    Initialised as in the published code: convolutions kaiming-normal by fan-out, BatchNorm weights from N(1, 0.02).
+    """
+
+    def __init__(self, in_channels):
+        super().__init__(BasicBlock, [2, 2, 2, 2])
+        self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight, 1.0, 0.02)
+        del self.avgpool, self.fc      # a plain mean: adaptive pooling has no deterministic backward on CUDA
+
+    def forward(self, x):
+        batch = len(x)
+        x = rearrange(x, "b t c h w -> (b t) c h w")
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return reduce(x.float(), "(b t) d h w -> b d", "mean", b=batch)
+# }}} shared
+
+
+# ----------------------------------------------------------------------------------------------------- the method
+class Fusion(nn.Module):
+    """Joint head on M >= 1 modalities: {m: (B, D)} -> (B, C) logits. Raises ValueError for another kind.
+
+    concat  W [z_1, ..., z_M]                                            the usual one
+    sum     sum_m W_m z_m                                                concat with a bias for each modality
+    film    W h, h = z_M modulated by each other modality in turn: h <- gamma(z_m) * h + beta(z_m)  (Perez et al., 2018)
+    gated   W (U_M z_M * prod_{m<M} sigmoid(U_m z_m))                    (Kiela et al., 2018)
+    FiLM and gated are, for M = 2, those of the OGM-GE code (Peng et al., 2022): the first modality conditions the last.
+    """
+
+    def __init__(self, kind, n_modalities, dim, n_classes):
+        super().__init__()
+        if kind not in ("concat", "sum", "film", "gated"):
+            raise ValueError(f"fusion {kind!r} is none of concat, sum, film, gated")
+        self.kind = kind
+        self.out = nn.Linear(dim * n_modalities if kind == "concat" else dim, n_classes)
+        if kind == "sum":
+            self.out = nn.ModuleList(nn.Linear(dim, n_classes) for _ in range(n_modalities))
+        if kind == "film":
+            self.film = nn.ModuleList(nn.Linear(dim, 2 * dim) for _ in range(n_modalities - 1))
+        if kind == "gated":
+            self.project = nn.ModuleList(nn.Linear(dim, dim) for _ in range(n_modalities))
+
+    def forward(self, features):
+        *others, last = features.values()
+        if self.kind == "concat":
+            return self.out(torch.cat([*others, last], 1))
+        if self.kind == "sum":
+            return sum(linear(z) for linear, z in zip(self.out, [*others, last]))
+        if self.kind == "film":
+            for linear, z in zip(self.film, others):
+                gamma, beta = linear(z).chunk(2, dim=1)
+                last = gamma * last + beta
+            return self.out(last)
+        *gates, content = (linear(z) for linear, z in zip(self.project, [*others, last]))
+        for gate in gates:
+            content = content * gate.sigmoid()
+        return self.out(content)
+
+
+class Joint(nn.Module):
+    """One encoder a modality and one fusion head; inputs {m: (B, T, C, H, W)} -> {"fused": (B, C)}."""
+
+    def __init__(self, kind, in_channels, n_classes, dim=512):
+        super().__init__()
+        self.encoders = nn.ModuleDict({m: Encoder(channels) for m, channels in in_channels.items()})
+        self.fusion = Fusion(kind, len(in_channels), dim, n_classes)
+
+    def forward(self, inputs):
+        return {"fused": self.fusion({m: encoder(inputs[m]) for m, encoder in self.encoders.items()})}
+
+    def losses(self, inputs, labels):
+        return {"joint": F.cross_entropy(self(inputs)["fused"], labels)}
+
+
+class Alone(nn.Module):
+    """Encoders with a head each that share nothing: {m: (B, T, C, H, W)} -> {m: (B, C), "fused": their mean}.
+
+    The sum of their losses trains each exactly as if it were alone, since no parameter sees another's gradient.
+    """
+
+    def __init__(self, in_channels, n_classes, dim=512):
+        super().__init__()
+        self.encoders = nn.ModuleDict({m: Encoder(channels) for m, channels in in_channels.items()})
+        self.heads = nn.ModuleDict({m: nn.Linear(dim, n_classes) for m in in_channels})
+
+    def own_logits(self, inputs):
+        return {m: head(self.encoders[m](inputs[m])) for m, head in self.heads.items()}
+
+    def forward(self, inputs):
+        logits = self.own_logits(inputs)
+        if len(logits) > 1:
+            logits["fused"] = torch.stack(list(logits.values())).float().mean(0)
+        return logits
+
+    def losses(self, inputs, labels):
+        return {m: F.cross_entropy(logits, labels) for m, logits in self.own_logits(inputs).items()}
+
+
+def train(run, kind):
+    """Train for the recipe's epochs; `kind` is a fusion's, or None for each modality alone. Returns the result."""
+    in_channels = {m: mod.in_channels for m, mod in run.ds.modalities.items()}
+    n_classes = len(run.ds.classes)
+    model = run.restore(Joint(kind, in_channels, n_classes) if kind else Alone(in_channels, n_classes))
+    optimizer = run.optimizer(model.parameters())
+    for _ in run.epochs("joint" if kind else "alone", run.recipe["epochs"], optimizer, run.recipe["lr_step"]):
+        model.train()
+        run.train_epoch(model.losses, optimizer)
+        run.evaluate(model)
+    return run.finish(model, model.encoders)
+
+
+# ------------------------------------------------------------ shared with the other two scripts: a run {{{
+class Run:
+    """All around the method: data, device, precision, checkpoints, result. `train` uses it like this:
+
+        for epoch in run.epochs("stage", count, optimizer, lr_step):    # sets the rate, checkpoints, prints
+            run.train_epoch(losses, optimizer)                           # losses(inputs, labels) -> {name: scalar}
+            run.evaluate(logits)                                         # logits(inputs) -> {head: (B, C)}
+    """
+
+    def __init__(self, args, recipes, method, variant=""):
+        self.device, self.command = pick_device(args.gpu), args.command
+        self.ds = open_dataset(args.dataset, args.data_dir, args.split, args.val, getattr(args, "modality", None))
+        self.recipe = settle_recipe(args, recipes.get(self.ds.name, recipes["default"]))
+        self.dtype = pick_dtype(args.amp, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        torch.use_deterministic_algorithms(True)
+        torch.manual_seed(args.seed)                                # weights
+        self.generator = torch.Generator().manual_seed(args.seed)   # order and augmentation
+        self.sizes = {part: len(self.ds.indices(part)) for part in ("train", "val", "test")}
+        self.config = {"method": method, "variant": variant, "dataset": self.ds.name, "split": self.ds.split,
+                       "seed": args.seed, "val": args.val, "amp": str(self.dtype).removeprefix("torch."),
+                       "recipe": self.recipe, "data": self.ds.fingerprint}
+        label = f"{method}.{variant}" if variant else method
+        self.path = f"{args.out}/{label}-{self.ds.name}-{self.ds.split}-seed{args.seed}"
+        self.records = []
+        self.checkpoint = self.load() if args.resume else None
+        os.makedirs(args.out, exist_ok=True)
+        print(f"{label} on {self.ds.name}, split {self.ds.split}, seed {args.seed}: "
+              + ", ".join(f"{size} {part}" for part, size in self.sizes.items())
+              + f" items of {len(self.ds.classes)} classes; {device_name(self.device)}, {self.config['amp']}, arrays "
+              + ("on the device" if self.ds.resident(self.device) else "read from the memory map"), flush=True)
+
+    def restore(self, model):
+        """The model on the device; when resuming, with the weights, records and random state of the checkpoint."""
+        self.model = model.to(self.device)
+        if self.device.type == "cuda" or self.dtype != torch.float32:    # pays with tensor cores only
+            self.model = self.model.to(memory_format=torch.channels_last)
+        if self.checkpoint:
+            self.model.load_state_dict(self.checkpoint["model"])
+            self.generator.set_state(self.checkpoint["generator"])
+            self.scaler.load_state_dict(self.checkpoint["scaler"])
+            self.records = self.checkpoint["records"]
+        return self.model
+
+    def optimizer(self, parameters):
+        return torch.optim.SGD(parameters, self.recipe["lr"], momentum=0.9, weight_decay=1e-4, fused=True)
+
+    def autocast(self):
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def epochs(self, stage, count, optimizer, lr_step):
+        """Yield the epochs of a stage that are not done yet, with the learning rate set: x0.1 every `lr_step`."""
+        first = sum(record["stage"] == stage for record in self.records)
+        if first and self.checkpoint and self.records[-1]["stage"] == stage:
+            optimizer.load_state_dict(self.checkpoint["optimizer"])
+        for epoch in range(first, count):
+            start = time.time()
+            rate = self.recipe["lr"] * 0.1 ** (epoch // lr_step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            self.record = {"stage": stage, "epoch": epoch, "lr": rate}
+            yield epoch
+            self.record["seconds"] = time.time() - start
+            self.records.append(self.record)
+            self.save(optimizer)
+            losses = " ".join(f"{name} {value:.3f}" for name, value in self.record["loss"].items())
+            val = " ".join(f"{head} {100 * score['accuracy']:.1f}" for head, score in self.record["val"].items())
+            print(f"{stage} {epoch + 1}/{count} | loss {losses} | val {val or '-'} | {self.record['items_per_second']:.0f} "
+                  f"items/s, {(count - epoch - 1) * self.record['seconds']:.0f} s left", flush=True)
+
+    def train_epoch(self, losses, optimizer):
+        """One pass over the augmented training items, minimising the sum of `losses(inputs, labels)`.
+
+        No step waits for the device: a loss that is not finite is found at the end, still before any checkpoint.
+        """
+        batches = self.ds.batches("train", self.recipe["batch_size"], self.device, True, self.generator)
+        history, start = [], time.time()
+        for inputs, labels, _ in tqdm(batches, disable=None, leave=False, unit="batch"):
+            with self.autocast():
+                terms = losses(inputs, labels)
+            optimizer.zero_grad(set_to_none=True)
+            self.scaler.scale(sum(terms.values())).backward()
+            self.scaler.step(optimizer)
+            self.scaler.update()
+            history.append(torch.stack([term.detach().float() for term in terms.values()]))
+        history = torch.stack(history).cpu()                            # (steps, terms)
+        for step, term in (~history.isfinite()).nonzero().tolist():
+            items = batches.order[step * batches.batch_size:(step + 1) * batches.batch_size].tolist()
+            raise FloatingPointError(f"loss {list(terms)[term]!r} is {history[step, term]} in stage {self.record['stage']}, "
+                                     f"epoch {self.record['epoch']}, step {step}, items {items}: lower --lr or --amp off")
+        self.record["loss"] = dict(zip(terms, history.mean(0).tolist()))
+        self.record["items_per_second"] = len(batches.order) / (time.time() - start)
+
+    @torch.no_grad()
+    def collect(self, function, part):
+        """`function(inputs)` -> {name: (B, ...)} over a whole part, eval mode, no augmentation: {name: (N, ...)}, labels."""
+        self.model.eval()
+        outputs, labels = [], []
+        for inputs, y, _ in self.ds.batches(part, max(64, self.recipe["batch_size"]), self.device):
+            with self.autocast():
+                outputs.append({name: value.float() for name, value in function(inputs).items()})
+            labels.append(y)
+        return {name: torch.cat([output[name] for output in outputs]) for name in outputs[0]}, torch.cat(labels)
+
+    def features(self, encoders, part):
+        return self.collect(lambda inputs: {m: encoder(inputs[m]) for m, encoder in encoders.items()}, part)
+
+    def evaluate(self, logits):
+        """Score `logits(inputs)` on val and test. The test scores are recorded; nothing is ever chosen by them."""
+        for part in ("val", "test"):
+            outputs, labels = self.collect(logits, part) if self.sizes[part] else ({}, None)
+            self.record[part] = {head: scores(output, labels) for head, output in outputs.items()}
+
+    def save(self, optimizer):
+        """Write <path>.pt, whole or not at all; the one before it is kept."""
+        if os.path.exists(f"{self.path}.pt"):
+            os.replace(f"{self.path}.pt", f"{self.path}.previous.pt")
+        with whole_file(f"{self.path}.pt") as file:
+            torch.save({"config": self.config, "records": self.records, "model": self.model.state_dict(),
+                        "optimizer": optimizer.state_dict(), "scaler": self.scaler.state_dict(),
+                        "generator": self.generator.get_state()}, file)
+
+    def load(self):
+        """The newest readable checkpoint, None if there is none. Raises DataError if it is of another run."""
+        for path in (f"{self.path}.pt", f"{self.path}.previous.pt"):
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+            except FileNotFoundError:
+                continue
+            except Exception as error:      # a file that is cut or changed: torch raises many kinds
+                print(f"warning: {path} cannot be read ({type(error).__name__}): trying the one before", file=sys.stderr)
+                continue
+            differing = [key for key, value in self.config.items() if state["config"].get(key) != value]
+            if differing:
+                raise DataError(f"--resume: {path} was made with another {', '.join(differing)}")
+            return state
+        return None
+
+    def finish(self, logits, encoders, **extra):
+        """Probe the encoders, write <path>.json, print the table, return the result."""
+        outputs, labels = self.collect(logits, "test")
+        (train, train_y), (test, test_y) = self.features(encoders, "train"), self.features(encoders, "test")
+        git = subprocess.run(["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"], text=True,
+                             capture_output=True, cwd=os.path.dirname(os.path.abspath(__file__)))
+        result = {
+            "schema": 1, **self.config, "command": self.command,
+            "commit": git.stdout.strip() or None, "device": device_name(self.device),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+            "seconds": sum(record["seconds"] for record in self.records),
+            "items_per_second": statistics.median(record["items_per_second"] for record in self.records),
+            **{f"n_{part}": size for part, size in self.sizes.items()}, "classes": self.ds.classes,
+            "heads": {head: summarise(self.records, head) for head in outputs},
+            "probes": {m: probe(train[m], train_y, test[m], test_y) for m in encoders}, **extra,
+            "test": {"labels": labels.tolist(), "predictions": {h: o.argmax(1).tolist() for h, o in outputs.items()},
+                     "confidence": {h: [round(c, 4) for c in o.softmax(1).amax(1).tolist()] for h, o in outputs.items()}},
+            "epochs": self.records,
+        }
+        with whole_file(f"{self.path}.json") as file:
+            file.write(json.dumps(result).encode() + b"\n")
+        print_table(result)
+        print(f"written to {self.path}.json")
+        return result
+
+
+def scores(logits, labels):
+    """(N, C), (N,) -> accuracy and macro-F1 (the mean over classes), in [0, 1]."""
+    predicted, labels = logits.argmax(1).cpu(), labels.cpu()
+    return {"accuracy": accuracy_score(labels, predicted), "macro_f1": f1_score(labels, predicted, average="macro")}
+
+
+def summarise(records, head):
+    """A head's test scores under three rules: `last` epoch (the headline), `best_val` (the first epoch of highest
+    validation accuracy), `best_test` (chosen on the test set, as published code does: an optimistic number)."""
+    curve = [record for record in records if head in record["test"]]
+    chosen = {"last": curve[-1], "best_test": max(curve, key=lambda record: record["test"][head]["accuracy"])}
+    if curve[-1]["val"]:
+        chosen["best_val"] = max(curve, key=lambda record: record["val"][head]["accuracy"])
+    return {rule: {**record["test"][head], "stage": record["stage"], "epoch": record["epoch"]}
+            for rule, record in chosen.items()}
+
+
+def probe(train_x, train_y, test_x, test_y):
+    """What an encoder has learned: test accuracy of a logistic regression on its frozen, standardised features."""
+    linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    return linear.fit(train_x.cpu(), train_y.cpu()).score(test_x.cpu(), test_y.cpu())
+
+
+def print_table(result):
+    """Per head, test accuracy under the three rules and macro-F1; per encoder, its probe."""
+    print(f"\n{'test accuracy in %':24}{'last':>9}{'best val':>10}{'best test':>11}{'macro-F1':>10}{'probe':>8}")
+    for row in {**result["probes"], **result["heads"]}:
+        rules = result["heads"].get(row, {})
+        cells = [rules.get(rule, {}).get("accuracy") for rule in ("last", "best_val", "best_test")]
+        cells += [rules.get("last", {}).get("macro_f1"), result["probes"].get(row)]
+        print(f"  {row:22}" + "".join("-".rjust(width) if cell is None else f"{100 * cell:{width}.1f}"
+                                      for cell, width in zip(cells, (9, 10, 11, 10, 8))))
+    print(f"{result['n_test']} test items. last: the final epoch, the number to quote; best test: the epoch chosen on the "
+          "test set,\nas published code does; probe: a linear classifier on the frozen encoder.")
+
+
+def pick_device(gpu):
+    """cuda:N for --gpu N, else the first GPU if there is one, else the CPU. Raises DataError if there is no such GPU."""
+    if gpu is not None and not 0 <= gpu < torch.cuda.device_count():
+        raise DataError(f"--gpu {gpu}: this machine has {torch.cuda.device_count()} usable GPUs (without --gpu the CPU serves)")
+    return torch.device("cuda", gpu or 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def pick_dtype(amp, device):
+    """--amp auto: bfloat16 where the hardware multiplies it fast, else float16 on a GPU and float32 on a CPU."""
+    if amp == "auto" and device.type == "cuda":
+        amp = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    elif amp == "auto":
+        amp = "bf16" if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else "off"
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp]
+
+
+def device_name(device):
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU with {torch.get_num_threads()} threads"
+
+
+def common_flags(parser):
+    """The flags of all three scripts; what is not given comes from the recipe."""
+    add = parser.add_argument
+    add("--dataset", default="synthetic", help="a name under --data-dir or the path of a prepared folder")
+    add("--data-dir", default="datasets", help="where prepared datasets lie (default: %(default)s)")
+    add("--split", help="which of the dataset's splits (default: its first)")
+    add("--val", type=float, default=0.1, help="share of train held out if there is no val part (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of weights, order and augmentation (default: %(default)s)")
+    add("--gpu", type=int, help="GPU number (default: the first if there is one, else the CPU)")
+    add("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto", help="precision (default: %(default)s)")
+    add("--epochs", type=int, help="of the main stage; warm-up and learning-rate step scale along")
+    add("--batch-size", type=int)
+    add("--lr", type=float, help="of SGD")
+    add("--out", default="results/runs", help="folder for checkpoint and result (default: %(default)s)")
+    add("--resume", action="store_true", help="go on after the last checkpoint of the same run")
+
+
+def parse(parser, argv):
+    args = parser.parse_args(argv)
+    args.command = shlex.join(["python", parser.prog, *(sys.argv[1:] if argv is None else argv)])
+    return args
+
+
+def settle_recipe(args, recipe):
+    """The recipe with what the command line says instead. Raises DataError for a value that makes no sense."""
+    recipe, scale = dict(recipe), (args.epochs or recipe["epochs"]) / recipe["epochs"]
+    for key in {"warmup", "lr_step"} & set(recipe):
+        recipe[key] = max(key == "lr_step", round(recipe[key] * scale))
+    recipe.update({key: getattr(args, key) for key in recipe if getattr(args, key, None) is not None})
+    for key, value in recipe.items():
+        if value < 0 or value == 0 and not key.endswith(("weight", "warmup")):
+            raise DataError(f"--{key.replace('_', '-')} cannot be {value}")
+    return recipe
+# }}} shared
+
+
+def main(argv=None):
+    """Command line -> the result as a dict, the one written to JSON. Exits with code 2 for what a user can mend."""
+    parser = argparse.ArgumentParser("joint_baseline.py", "python joint_baseline.py [--dataset NAME] [--gpu N] ...",
+                                     __doc__.split("\n")[0])
+    common_flags(parser)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--fusion", choices=["concat", "sum", "film", "gated"], default="concat",
+                      help="the joint head (default: %(default)s)")
+    what.add_argument("--modality", help="train this modality alone")
+    what.add_argument("--ensemble", action="store_true", help="train each modality alone and average their logits")
+    args = parse(parser, argv)
+    kind = None if args.ensemble or args.modality else args.fusion
+    with exit_codes(parser.prog):
+        return train(Run(args, RECIPES, "joint_baseline", args.modality or kind or "ensemble"), kind)
+
+
+if __name__ == "__main__":
+    main()
