@@ -1,0 +1,29 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from data import store  # noqa: E402
+
+
+def arrays(n=48, n_classes=3, size=12, modalities=("audio", "image"), seed=0):
+    """Arguments of store.write for a tiny dataset that can be learned in a few steps: a mean that tells the class."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % n_classes
+    specs = {}
+    for name in modalities:
+        noise = rng.normal(0, 0.3, (n, 3, size, size)) + labels[:, None, None, None]
+        if name == "image":
+            specs[name] = {"kind": "rgb", "array": (noise * 60).clip(0, 255).astype(np.uint8)[:, None], "scale": (0.5, 1)}
+        else:
+            specs[name] = {"kind": "spectrogram", "array": noise[:, :1].astype(np.float16)}
+    return {"modalities": specs, "labels": labels, "classes": [f"class {c}" for c in range(n_classes)],
+            "ids": [f"item {i}" for i in range(n)], "splits": {"official": np.where(np.arange(n) % 4 == 3, 2, 0)}}
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A prepared folder of 48 items, 36 to train (4 of them val), 12 to test."""
+    return str(store.write(tmp_path / "tiny", **arrays()))

@@ -1,0 +1,50 @@
+"""What the README says can be typed as it stands."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import joint_baseline
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_bring_your_own_dataset(tmp_path):
+    code, = re.findall(r"## Bring your own dataset.*?```python\n(.*?)```", README, re.S)
+    assert len(code.strip().splitlines()) <= 20
+    rng = np.random.default_rng(0)
+    n = 40
+    labels = np.arange(n) % 2
+    given = {
+        "folder": tmp_path / "mine", "rate": 8_000, "labels": labels, "classes": ["low", "high"],
+        "waveforms": [(3000 * np.sin(np.arange(rng.integers(2_000, 5_000)) * (0.1 + 0.3 * label))).astype(np.int16)
+                      for label in labels],
+        "images": rng.integers(0, 256, (n, 14, 14), dtype=np.uint8), "ids": [f"item {i}" for i in range(n)],
+        "splits": {"official": np.where(np.arange(n) < 28, 0, 2)},
+    }
+    exec(code, given)
+    result = joint_baseline.main(["--dataset", str(tmp_path / "mine"), "--modality", "audio", "--epochs", "2",
+                                  "--batch-size", "8", "--out", str(tmp_path)])
+    assert result["probes"]["audio"] > 0.9      # a low and a high tone
+
+
+def test_every_command_is_one_that_the_scripts_take():
+    commands = re.findall(r"python ((?:dimml|joint_baseline|udi)\.py[^`\n|&#]*)", README)
+    assert len(commands) >= 5
+    for command in commands:
+        script, *words = command.split()
+        flags = [word for word in words if word.startswith("--")]
+        usage = subprocess.run([sys.executable, ROOT / script, "--help"], capture_output=True, text=True).stdout
+        assert all(flag in usage for flag in flags), command
+
+
+def test_files_that_are_named_exist():
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert target.startswith("http") or (ROOT / target.split("#")[0]).exists(), target
+    for ledger_function in re.findall(r"\(`(?:data\.)?(?:batches\.)?(\w+)`\)", (ROOT / "results/DEVIATIONS.md").read_text()):
+        sources = "".join(path.read_text() for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py")])
+        assert re.search(rf"(def|class) {ledger_function}\b", sources), ledger_function

@@ -1,0 +1,157 @@
+"""Whole runs on a tiny dataset: what they write, that they repeat, and that a killed one goes on to the same end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import arrays
+
+import dimml
+import joint_baseline
+from data import store
+
+ROOT = Path(__file__).parent.parent
+RUNS = {  # name: (script, flags, file)
+    "dimml": (dimml, ["--epochs", "4", "--fusion-epochs", "2"], "dimml-tiny-official-seed0"),
+    "joint": (joint_baseline, ["--epochs", "3", "--fusion", "gated"], "joint_baseline.gated-tiny-official-seed0"),
+    "alone": (joint_baseline, ["--epochs", "2", "--modality", "image"], "joint_baseline.image-tiny-official-seed0"),
+    "ensemble": (joint_baseline, ["--epochs", "2", "--ensemble"], "joint_baseline.ensemble-tiny-official-seed0"),
+}
+HEADS = {"dimml": {"audio", "image", "fusion", "fused"}, "joint": {"fused"}, "alone": {"image"},
+         "ensemble": {"audio", "image", "fused"}}
+
+
+def comparable(result):
+    """A result without what a clock or a machine decides."""
+    result = {key: value for key, value in result.items() if key not in ("seconds", "items_per_second", "command", "commit")}
+    result["epochs"] = [{k: v for k, v in e.items() if k not in ("seconds", "items_per_second")} for e in result["epochs"]]
+    return result
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_writes_its_result_and_repeats_bit_for_bit(name, tiny, tmp_path, capsys):
+    script, flags, file = RUNS[name]
+    common = ["--dataset", tiny, "--batch-size", "8", *flags]
+    result = script.main([*common, "--out", str(tmp_path / "a")])
+    assert comparable(result) == comparable(json.loads((tmp_path / f"a/{file}.json").read_text()))
+    assert set(result["heads"]) == HEADS[name]
+    assert (result["n_train"], result["n_val"], result["n_test"]) == (30, 6, 12)
+    for head, rules in result["heads"].items():
+        assert set(rules) == {"last", "best_val", "best_test"}
+        curve = [epoch["test"][head]["accuracy"] for epoch in result["epochs"] if head in epoch["test"]]
+        assert rules["last"]["accuracy"] == curve[-1] and rules["best_test"]["accuracy"] == max(curve)
+        hits = np.mean(np.array(result["test"]["predictions"][head]) == result["test"]["labels"])
+        assert hits == pytest.approx(rules["last"]["accuracy"])
+    assert set(result["probes"]) == ({"image"} if name == "alone" else {"audio", "image"})
+    assert max(result["probes"].values()) > 0.6          # the tiny set can be learned
+    printed = capsys.readouterr().out
+    assert all(head in printed for head in HEADS[name]) and "best test" in printed and "probe" in printed
+
+    again = script.main([*common, "--out", str(tmp_path / "b")])
+    assert comparable(again) == comparable(result)
+    assert same_weights(tmp_path / f"a/{file}.pt", tmp_path / f"b/{file}.pt")
+    other = script.main([*common, "--out", str(tmp_path / "b"), "--seed", "1"])
+    assert comparable(other)["epochs"] != comparable(result)["epochs"]
+
+
+def same_weights(a, b):
+    a, b = (torch.load(path, weights_only=True)["model"] for path in (a, b))
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("name,checkpoints", [("dimml", 2), ("dimml", 5), ("joint", 1)])
+def test_a_killed_run_resumes_to_the_same_bits(name, checkpoints, tiny, tmp_path):
+    script, flags, file = RUNS[name]
+    command = ["--dataset", tiny, "--batch-size", "8", *flags, "--out"]
+    whole = script.main([*command, str(tmp_path / "whole")])
+    process = subprocess.Popen([sys.executable, f"{script.__name__}.py", *command, str(tmp_path / "killed")], cwd=ROOT,
+                               stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())})
+    lines = [process.stdout.readline() for _ in range(checkpoints + 1)]      # a line after every checkpoint
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert lines[-1] and not (tmp_path / f"killed/{file}.json").exists()
+    resumed = script.main([*command, str(tmp_path / "killed"), "--resume"])
+    assert comparable(resumed) == comparable(whole)
+    assert same_weights(tmp_path / f"whole/{file}.pt", tmp_path / f"killed/{file}.pt")
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tiny, tmp_path, capsys):
+    script, flags, file = RUNS["joint"]
+    command = ["--dataset", tiny, "--batch-size", "8", *flags, "--out", str(tmp_path)]
+    whole = script.main(command)
+    checkpoint = tmp_path / f"{file}.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    resumed = script.main([*command, "--resume"])
+    assert f"{checkpoint} cannot be read" in capsys.readouterr().err
+    assert comparable(resumed) == comparable(whole)
+
+
+def test_resume_refuses_another_run(tiny, tmp_path, capsys):
+    command = ["--dataset", tiny, "--batch-size", "8", "--epochs", "1", "--out", str(tmp_path)]
+    joint_baseline.main(command)
+    with pytest.raises(SystemExit) as stop:
+        joint_baseline.main([*command, "--resume", "--lr", "0.5"])
+    assert stop.value.code == 2 and "was made with another recipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script,flags", [(dimml, ["--fusion-epochs", "1"]), *((joint_baseline, ["--fusion", kind]) for kind in (
+    "concat", "sum", "film", "gated"))])
+def test_three_modalities(script, flags, tmp_path):
+    folder = store.write(tmp_path / "three", **arrays(n=24, modalities=("audio", "image", "depth")))
+    result = script.main(["--dataset", str(folder), "--batch-size", "6", "--epochs", "1", *flags, "--out", str(tmp_path)])
+    assert set(result["probes"]) == {"audio", "image", "depth"}
+
+
+def test_stage_2_leaves_encoders_and_own_heads_alone(tiny, tmp_path):
+    flags = ["--dataset", tiny, "--batch-size", "8", "--epochs", "2"]
+    for epochs in (1, 3):
+        dimml.main([*flags, "--fusion-epochs", str(epochs), "--out", str(tmp_path / str(epochs))])
+    one, three = (torch.load(tmp_path / f"{n}/dimml-tiny-official-seed0.pt", weights_only=True)["model"] for n in (1, 3))
+    changed = {key for key in one if not torch.equal(one[key], three[key])}
+    assert changed == {"fusion_head.weight", "fusion_head.bias"}
+
+
+def test_without_validation(tiny, tmp_path):
+    result = dimml.main(["--dataset", tiny, "--val", "0", "--batch-size", "8", "--epochs", "1", "--fusion-epochs", "1",
+                         "--out", str(tmp_path)])
+    assert result["n_val"] == 0 and result["n_train"] == 36
+    assert all(set(rules) == {"last", "best_test"} for rules in result["heads"].values())
+
+
+@pytest.mark.parametrize("flags,message", [
+    (["--gpu", "99"], "--gpu 99: this machine has"),
+    (["--dataset", "cremad"], "Download CREMA-D"),
+    (["--dataset", "nowhere"], "there is no prepared folder 'nowhere'"),
+    (["--batch-size", "0"], "--batch-size cannot be 0"),
+    (["--batch-size", "-3"], "--batch-size cannot be -3"),
+    (["--batch-size", "1000"], "batch size 1000 is larger than the 256 train items"),
+    (["--epochs", "0"], "--epochs cannot be 0"),
+    (["--lr", "-1"], "--lr cannot be -1"),
+    (["--val", "1.5"], "val is 1.5"),
+    (["--split", "clean"], "no split 'clean'"),
+    (["--amp", "int8"], "invalid choice"),
+])
+def test_what_a_user_can_mend_is_one_line_and_exit_code_2(flags, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        joint_baseline.main([*flags, "--out", str(tmp_path)])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_a_checkpoint(tiny, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        joint_baseline.main(["--dataset", tiny, "--batch-size", "8", "--epochs", "3", "--lr", "1e30", "--out", str(tmp_path / "o")])
+    assert stop.value.code == 1 and "loss 'joint' is" in capsys.readouterr().err
+    assert list((tmp_path / "o").iterdir()) == []
+
+
+def test_bf16_trains_and_says_so(tiny, tmp_path):
+    result = dimml.main(["--dataset", tiny, "--batch-size", "8", "--epochs", "2", "--fusion-epochs", "1", "--amp", "bf16",
+                         "--out", str(tmp_path)])
+    assert result["amp"] == "bfloat16" and all(np.isfinite(list(e["loss"].values())).all() for e in result["epochs"])
