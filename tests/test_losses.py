@@ -41,6 +41,11 @@ def test_a_class_without_items_is_never_the_nearest():
     assert dimml.dimension_accuracy(features, labels, 4).item() == 1.0
 
 
+def test_of_two_equal_means_the_first_class_is_the_nearest():
+    features, labels = torch.tensor([[0.0], [-1.0], [1.0], [10.0]]), torch.tensor([0, 1, 1, 2])
+    assert dimml.dimension_accuracy(features, labels, 3).item() == 0.5      # the means of 0 and 1 are both 0
+
+
 def loop_duc(features, effective, tau):
     total = torch.zeros((), dtype=F64)
     for t in features:
