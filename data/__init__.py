@@ -23,6 +23,7 @@ HOW_TO_GET = {  # what a user downloads for `python -m data.prepare NAME --raw D
     "ave": "AVE (sites.google.com/view/audiovisualresearch): AVE/*.mp4, Annotations.txt and the three split lists",
     "ucf101": "UCF101 (www.crcv.ucf.edu/data/UCF101.php): UCF-101/<Class>/*.avi and ucfTrainTestlist/",
     "modelnet40": "ModelNet40 (modelnet.cs.princeton.edu): ModelNet40/<class>/{train,test}/*.off",
+    "avmnist": "a clone of free-spoken-digit-dataset (github.com/Jakobovski/free-spoken-digit-dataset) and the MNIST idx files",
 }
 
 
@@ -82,15 +83,16 @@ def carve_val(assignment, labels, groups, fraction):
         return assignment
     by_group = groups is not None and not np.isin(groups[train], groups[test]).any()
     units = np.asarray(groups) if by_group else np.arange(len(labels))
-    wanted = fraction * np.bincount(labels[train])
-    moved = np.zeros(len(wanted))
+    total = np.bincount(labels[train])
+    wanted, moved = fraction * total, np.zeros(len(total))
     order = np.random.default_rng(0).permutation(np.unique(units[train]))
     members = {}
     for item in np.flatnonzero(train):
         members.setdefault(units[item], []).append(item)
     for unit in order:
         count = np.bincount(labels[members[unit]], minlength=len(wanted))
-        if (moved[count > 0] < wanted[count > 0]).all():
+        enough = (moved < wanted) & (moved + count < total)      # a class never loses its last unit
+        if enough[count > 0].all():
             assignment[members[unit]] = PARTS["val"]
             moved += count
     return assignment
@@ -112,11 +114,7 @@ def open_dataset(name_or_folder="synthetic", root="datasets", split=None, val=0.
         modalities = {key: store.modality(**spec) for key, spec in arrays["modalities"].items()}
         labels, splits, ids, groups = arrays["labels"], arrays["splits"], arrays["ids"], None
     else:
-        folder = Path(name_or_folder)
-        if name_or_folder in HOW_TO_GET or not folder.is_dir():
-            folder = Path(root) / name_or_folder
-        if not folder.is_dir():
-            raise DataError(how_to_prepare(name_or_folder, root))
+        folder = find_prepared(name_or_folder, root)
         name = folder.resolve().name
         meta, modalities, labels, splits, ids, groups = store.read(folder)
     split = split or next(iter(splits))
@@ -128,10 +126,16 @@ def open_dataset(name_or_folder="synthetic", root="datasets", split=None, val=0.
     return ds.only(modality) if modality else ds
 
 
-def how_to_prepare(name, root):
-    """What to tell somebody whose dataset is not there."""
-    if name in HOW_TO_GET:
-        return (f"{name} is not prepared (no folder {Path(root) / name}). Download {HOW_TO_GET[name]}; put it into a "
-                f"folder DIR; then run: python -m data.prepare {name} --raw DIR --data-dir {root}")
-    return (f"there is no prepared folder {name!r}, neither as a path nor under {root}. Known datasets: synthetic, "
-            f"{', '.join(HOW_TO_GET)}; for your own arrays see 'Bring your own dataset' in README.md")
+def find_prepared(name_or_folder, root="datasets"):
+    """The prepared folder of that name under `root`, or at that path. Raises DataError that says how to get it."""
+    places = [Path(root) / name_or_folder]
+    if name_or_folder not in HOW_TO_GET:
+        places.insert(0, Path(name_or_folder))
+    for place in places:
+        if place.is_dir():
+            return place
+    if name_or_folder in HOW_TO_GET:
+        raise DataError(f"{name_or_folder} is not prepared (no folder {places[0]}). Download {HOW_TO_GET[name_or_folder]}; put it "
+                        f"into a folder DIR; then run: python -m data.prepare {name_or_folder} --raw DIR --data-dir {root}")
+    raise DataError(f"there is no prepared folder {str(name_or_folder)!r}, neither as a path nor under {root}. Known datasets: "
+                    f"synthetic, {', '.join(HOW_TO_GET)}; for your own arrays see 'Bring your own dataset' in README.md")

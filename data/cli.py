@@ -13,6 +13,8 @@ def exit_codes(prog):
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")     # else cuBLAS is not deterministic
     try:
         yield
+    except BrokenPipeError:         # `... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (DataError, OSError, FloatingPointError) as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         sys.exit(1 if isinstance(error, FloatingPointError) else 2)

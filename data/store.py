@@ -192,9 +192,10 @@ def write(folder, modalities, labels, splits, classes, ids, groups=None):
     return folder
 
 
-def finish(partial, folder, modalities, labels, splits, classes, ids, groups=None, notes=None):
+def finish(partial, folder, modalities, labels, splits, classes, ids, groups=None, notes=None, leave_out=()):
     """Complete `partial`, in which each <modality>.npy stands already, with labels, ids, splits and meta.json,
-    and rename it to `folder`. `notes` is a dict added to meta.json: what was skipped and why, versions, sources."""
+    and rename it to `folder`. `notes` is a dict added to meta.json: what was skipped and why, versions, sources.
+    Files named in `leave_out` are removed at the end."""
     np.save(partial / "label.npy", np.asarray(labels, dtype=np.int64))
     (partial / "ids.txt").write_text("".join(f"{i}\n" for i in ids), encoding="utf-8")
     if groups is not None:
@@ -213,10 +214,12 @@ def finish(partial, folder, modalities, labels, splits, classes, ids, groups=Non
         "splits": {name: {part: int((np.asarray(split) == code).sum()) for part, code in PARTS.items()}
                    for name, split in splits.items()},
         **(notes or {}),
-        "sha256": {path.name: sha256(path) for path in sorted(partial.iterdir()) if path.suffix in (".npy", ".txt")},
+        "sha256": {path.name: sha256(path) for path in sorted(partial.iterdir()) if path.suffix in (".npy", ".txt") and path.name not in leave_out},
         "versions": {"python": platform.python_version(), "numpy": np.__version__, **(notes or {}).get("versions", {})},
     }
     (partial / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    for name in leave_out:
+        (partial / name).unlink()
     os.replace(partial, folder)
 
 

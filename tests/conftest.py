@@ -4,7 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+ROOT = Path(__file__).parent.parent
+REAL = ROOT.parent / "shared/real"       # real samples, where there are any: the tests that use them are skipped without
+sys.path.insert(0, str(ROOT))
 from data import store  # noqa: E402
 
 

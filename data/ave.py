@@ -1,0 +1,54 @@
+"""AVE: 4,142 events of 28 kinds in YouTube clips of ten seconds; sound and picture of the event.
+
+Raw: AVE/<video>.mp4 and trainSet.txt, valSet.txt, testSet.txt (Category&VideoID&Quality&StartTime&EndTime).
+
+official  the three lists, 3,338 / 402 / 402 (Annotations.txt has one row more, an event of no length)
+clean     official without the train rows whose video also stands in val or test. 45 events are listed twice, under two
+          categories (a man's and a woman's speech, say); 18 of them with a train row and another in val or test
+"""
+
+from data.media import BadFile, fit_length, read_audio, read_frames, within
+from data.prepare import Index, Item, read_list
+from data.store import PARTS, DataError
+
+SECONDS, FRAMES = 10, 4
+EXPECTED = {"official": (3338, 402, 402)}      # train, val, test
+
+
+def index(raw, options):
+    videos = next((folder for folder in (raw / "AVE_Dataset/AVE", raw) if any(folder.glob("*.mp4"))), raw / "AVE")
+    home = next((folder for folder in (raw, videos.parent, videos) if (folder / "trainSet.txt").exists()), raw)
+    rows, lists = {}, []
+    for part in PARTS:
+        lists.append(home / f"{part}Set.txt")
+        for line in read_list(lists[-1]):
+            row = line.split("&")
+            if row[1:2] == ["VideoID"]:
+                continue
+            if len(row) != 5 or not (row[3].isdigit() and row[4].isdigit()):
+                raise DataError(f"{lists[-1]}: {line!r} is not Category&VideoID&Quality&StartTime&EndTime")
+            category, video, _, start, stop = row
+            if int(stop) > int(start):
+                rows[f"{video} {start}-{stop} {category}"] = (category, video, int(start), int(stop), PARTS[part])
+    classes = sorted({row[0] for row in rows.values()})          # not the order of a file
+    items = [Item(name, classes.index(category), video, [str(videos / f"{video}.mp4")], {"start": start, "stop": stop})
+             for name, (category, video, start, stop, _) in rows.items()]
+    official = {name: row[4] for name, row in rows.items()}
+    held_out = {row[1] for row in rows.values() if row[4] != PARTS["train"]}
+    clean = {name: code for name, code in official.items() if code != PARTS["train"] or rows[name][1] not in held_out}
+    modalities = {"audio": {"kind": "audio", "shape": (SECONDS * 16_000,), "standardize": True},
+                  "rgb": {"kind": "rgb", "shape": (FRAMES, 3, 256, 256), "framed": True}}
+    return Index(items, classes, modalities, {"official": official, "clean": clean}, EXPECTED, lists)
+
+
+def decode(item, options):
+    """audio: the event, repeated to 10 s; rgb: the middle frame of each quarter of the event."""
+    path, start, stop = item.files[0], item.detail["start"], item.detail["stop"]
+
+    def of_the_event(times, end):
+        if end < stop - 1:
+            raise BadFile(path, f"ends after {end:.1f} s, its event lasts from {start} to {stop} s")
+        return within(start, stop, FRAMES)(times, end)
+
+    frames, size = read_frames(path, of_the_event)
+    return {"audio": fit_length(read_audio(path, start, stop), SECONDS * 16_000), "rgb": frames}, size

@@ -1,0 +1,275 @@
+"""Official downloads -> prepared arrays.
+
+    python -m data.prepare ave --raw DIR
+
+decodes on all cores into `datasets/ave.partial` and renames it to `datasets/ave` when whole. Killed and started again,
+it goes on where it was and ends with the same bytes. A file that cannot be used is named at the end and fails the run,
+after everything else was done; with --skip-bad its item is left out of every split and recorded in meta.json.
+
+A dataset's module (`data.ave`, ...) says where its raw files lie, which splits there are and how one item is decoded:
+
+    index(raw, options) -> Index         decode(item, options) -> {modality: array}, (height, width) of the frames or None
+"""
+
+import argparse
+import contextlib
+import hashlib
+import importlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data import store
+from data.cli import exit_codes
+from data.media import BadFile
+from data.store import KINDS, PARTS, PICTURES, UNUSED, DataError
+
+DATASETS = ("cremad", "ave", "ucf101", "modelnet40", "avmnist")
+TODO, DONE, BAD = 0, 1, 2
+
+
+@dataclass
+class Item:
+    """One item: its id, label, group (actor, video: what should not stand in two parts) and the files it needs."""
+
+    id: str
+    label: int
+    group: str
+    files: list
+    detail: dict = field(default_factory=dict)      # whatever else `decode` needs
+
+
+@dataclass
+class Index:
+    """All items of a dataset. splits: {name: {item id: 0 train, 1 val, 2 test}}, other items are unused in it;
+    expected: {split: (train, val, test)}, the counts of a complete download; lists: the split lists that were read."""
+
+    items: list
+    classes: list
+    modalities: dict        # {name: dict(kind, shape of one item, options of data.store.Modality)}
+    splits: dict
+    expected: dict
+    lists: list = field(default_factory=list)
+    notes: list = field(default_factory=list)
+
+
+def find_folder(raw, *names):
+    """The first of raw/name that is a folder, for downloads that come in several layouts. Raises DataError."""
+    for name in names:
+        if (Path(raw) / name).is_dir():
+            return Path(raw) / name
+    raise DataError(f"{raw} holds none of the folders {', '.join(names)}: see 'Datasets' in README.md for what to put where")
+
+
+def read_list(path):
+    """The lines of a split list that are not empty. Raises DataError."""
+    try:
+        return [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except FileNotFoundError:
+        raise DataError(f"the list {path} is missing: see 'Datasets' in README.md for where it comes from") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the list {path} cannot be read: {error}") from None
+
+
+def check_complete(index, name, skip_bad):
+    """Raise DataError for missing files or counts that are not those of the complete download."""
+    missing = [path for path in dict.fromkeys(path for item in index.items for path in item.files) if not os.path.exists(path)]
+    if missing and not skip_bad:
+        raise DataError(f"{len(missing)} files of {name} are missing, the first: {missing[0]}. Complete the download, "
+                        "or pass --skip-bad to go on without them")
+    for split, expected in index.expected.items():
+        found = tuple(sum(code == PARTS[part] for code in index.splits[split].values()) for part in PARTS)
+        if found != expected and not skip_bad:
+            raise DataError(f"{name}, split {split}: the complete download has {expected[0]} train, {expected[1]} val and "
+                            f"{expected[2]} test items, here are {found[0]}, {found[1]} and {found[2]}. Complete the "
+                            "download, or pass --skip-bad to go on with what is there")
+
+
+def keep_first(index, limit):
+    """The first `limit` items whose files are there, for a try: with a split `trial` whose every fourth item is test."""
+    index.items = [item for item in index.items if all(os.path.exists(path) for path in item.files)][:limit]
+    if len(index.items) < 2:
+        raise DataError(f"--limit: only {len(index.items)} items have their files, a trial needs two")
+    index.splits = {"trial": {item.id: 2 if i % 4 == 1 else 0 for i, item in enumerate(index.items)}}
+    index.expected = {}
+
+
+def work(name, item, number, options, folder):
+    """In a worker: decode one item and write its rows. Returns None, or the reason why the item cannot be used."""
+    try:
+        arrays, frame = importlib.import_module(f"data.{name}").decode(item, options)
+    except BadFile as error:
+        return str(error)
+    if frame is not None:
+        arrays.update({path.stem: np.array(frame, np.int32) for path in folder.glob("*.frame.npy")})
+    for key, array in arrays.items():
+        rows = np.load(folder / f"{key}.npy", mmap_mode="r")
+        assert array.shape == rows.shape[1:] and array.dtype == rows.dtype, (key, array.shape, array.dtype)
+        with open(folder / f"{key}.npy", "r+b") as file:        # no write through the map: a full disk must be an OSError
+            file.seek(rows.offset + number * array.nbytes)
+            file.write(array.tobytes())
+    return None
+
+
+def begin_worker():
+    """One thread a worker, and none outlives a parent that was killed."""
+    import torch
+    torch.set_num_threads(1)
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+def allocate(folder, index, fingerprint):
+    """Empty arrays of the final shapes in a new folder. Raises DataError if the disk has no room for them."""
+    n, sizes = len(index.items), {}
+    for name, spec in index.modalities.items():
+        sizes[name] = ((n, *spec["shape"]), KINDS[spec["kind"]][0])
+        if spec["kind"] in PICTURES and spec.get("framed"):
+            sizes[f"{name}.frame"] = ((n, 2), np.int32)
+    needed = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in sizes.values())
+    folder.mkdir(parents=True)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        shutil.rmtree(folder)
+        raise DataError(f"no room: the arrays take {needed / 1e9:.1f} GB, {folder.parent} has {free / 1e9:.1f} GB free "
+                        "(another disk: --data-dir)")
+    for name, (shape, dtype) in sizes.items():
+        np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape).flush()
+    np.lib.format.open_memmap(folder / "state.npy", "w+", np.uint8, (n,)).flush()
+    with store.whole_file(folder / "state.json") as file:
+        file.write(json.dumps(fingerprint).encode())
+
+
+def started_by(folder):
+    """The fingerprint of the items that a half-done folder is for, None if there is no such folder."""
+    try:
+        return json.loads((folder / "state.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def lines_or_bar(iterable, total, unit):
+    """A progress bar on a terminal; a plain line every half minute in a log."""
+    if sys.stderr.isatty():
+        yield from tqdm(iterable, total=total, unit=unit, smoothing=0.05)
+        return
+    start = last = time.time()
+    for done, value in enumerate(iterable, 1):
+        yield value
+        if time.time() - last > 30 or done == total:
+            last, rate = time.time(), done / (time.time() - start)
+            print(f"{done}/{total} {unit}s, {rate:.1f} a second, {(total - done) / rate:.0f} s left", file=sys.stderr, flush=True)
+
+
+def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=False, **options):
+    """Prepare a dataset and return its folder's Path. Raises DataError for what the user can mend."""
+    module = importlib.import_module(f"data.{name}")
+    folder = Path(data_dir) / (f"{name}-limit{limit}" if limit else name)
+    partial = folder.with_name(folder.name + ".partial")
+    if folder.exists():
+        raise DataError(f"{folder} is prepared already: remove it to prepare it again")
+    if not Path(raw).is_dir():
+        raise DataError(f"--raw {raw} is no folder")
+    index = module.index(Path(raw), options)
+    index.items.sort(key=lambda item: item.id)      # the order of files on a disk must not matter
+    if limit:
+        keep_first(index, limit)
+    else:
+        check_complete(index, name, skip_bad)
+    for note in index.notes:
+        print(f"note: {note}")
+
+    described = json.dumps([[asdict(item) for item in index.items], index.modalities, options])
+    fingerprint = hashlib.sha256(described.encode()).hexdigest()
+    if started_by(partial) == fingerprint:
+        print(f"going on in {partial}")
+    else:
+        shutil.rmtree(partial, ignore_errors=True)
+        allocate(partial, index, fingerprint)
+    state = np.load(partial / "state.npy", mmap_mode="r+")
+    todo = np.flatnonzero(state != DONE)
+    reasons, start = {}, time.time()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers or os.cpu_count(), context, begin_worker) as pool:
+        jobs = {pool.submit(work, name, index.items[i], int(i), options, partial): i for i in todo}
+        try:
+            for job in lines_or_bar(as_completed(jobs), len(jobs), "item"):
+                reason, i = job.result(), jobs[job]
+                state[i] = BAD if reason else DONE
+                if reason:
+                    reasons[index.items[i].id] = reason
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if reasons:
+        print(f"{len(reasons)} of {len(index.items)} items cannot be used:", file=sys.stderr)
+        for item, reason in sorted(reasons.items()):
+            print(f"  {item}: {reason}", file=sys.stderr)
+        if not skip_bad:
+            raise DataError(f"{len(reasons)} items cannot be used (listed above); everything else is done and kept. Mend them "
+                            "and run the same command again, or pass --skip-bad to go on without them")
+
+    splits = {split: np.array([UNUSED if item.id in reasons else codes.get(item.id, UNUSED) for item in index.items], np.uint8)
+              for split, codes in index.splits.items()}
+    modalities = {}
+    for key, spec in index.modalities.items():
+        kind, kept = spec["kind"], {k: v for k, v in spec.items() if k not in ("kind", "shape", "framed")}
+        if (partial / f"{key}.frame.npy").exists():
+            kept["frame"] = np.load(partial / f"{key}.frame.npy")
+            kept["frame"][state != DONE] = spec["shape"][-2:]
+        modalities[key] = store.modality(kind, np.load(partial / f"{key}.npy", mmap_mode="r"), **kept)
+    labels, ids = np.array([item.label for item in index.items]), [item.id for item in index.items]
+    store.check_items(modalities, labels, splits, index.classes, ids)
+    group_names = sorted({item.group for item in index.items})
+    groups = np.searchsorted(group_names, [item.group for item in index.items])
+    notes = {"skipped": reasons, "notes": index.notes, "groups": group_names, "options": options,
+             "lists": {Path(path).name: store.sha256(path) for path in index.lists}, "versions": decoder_versions()}
+    store.finish(partial, folder, modalities, labels, splits, index.classes, ids, groups, notes, leave_out=("state.npy", "state.json"))
+    seconds = time.time() - start
+    print(f"{folder}: {len(ids) - len(reasons)} items in {seconds:.0f} s" + (f", {len(reasons)} left out" if reasons else ""))
+    for split, codes in splits.items():
+        print(f"  split {split}: " + ", ".join(f"{(codes == PARTS[part]).sum()} {part}" for part in PARTS))
+    return folder
+
+
+def decoder_versions():
+    from importlib.metadata import PackageNotFoundError, version
+    versions = {}
+    for package in ("av", "torch", "torchaudio", "torchvision", "pillow", "opencv-contrib-python-headless"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser("python -m data.prepare", "python -m data.prepare NAME --raw DIR ...",
+                                     "Turn the official download of a dataset into prepared arrays.")
+    parser.add_argument("name", choices=DATASETS)
+    parser.add_argument("--raw", required=True, help="the folder with the download")
+    parser.add_argument("--data-dir", default="datasets", help="where the prepared folder goes (default: %(default)s)")
+    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
+    parser.add_argument("--limit", type=int, help="only the first N items, for a try, into NAME-limitN")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out what cannot be used, and record it in meta.json")
+    parser.add_argument("--flow", choices=["tvl1", "dis"], help="ucf101: how flow is computed from video (default: tvl1)")
+    args = parser.parse_args(argv)
+    with exit_codes(parser.prog):
+        for flag in ("workers", "limit"):
+            if getattr(args, flag) is not None and getattr(args, flag) < 1:
+                raise DataError(f"--{flag} cannot be {getattr(args, flag)}")
+        if args.flow and args.name != "ucf101":
+            raise DataError(f"--flow is for ucf101 alone, not for {args.name}")
+        options = {"flow": args.flow or "tvl1"} if args.name == "ucf101" else {}
+        prepare(args.name, args.raw, args.data_dir, args.workers, args.limit, args.skip_bad, **options)
+
+
+if __name__ == "__main__":
+    main()

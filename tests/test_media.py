@@ -1,0 +1,154 @@
+"""Decoding: what comes out of real files, and what is said about files that cannot be used."""
+
+import numpy as np
+import pytest
+import raw
+
+from data import media
+from data.media import BadFile
+
+
+def pitch(sound):
+    return np.abs(np.fft.rfft(sound * np.hanning(len(sound)))).argmax() * 16_000 / len(sound)
+
+
+@pytest.mark.parametrize("rate,channels,codec", [(16_000, 1, "pcm_s16le"), (8_000, 1, "pcm_s16le"), (48_000, 2, "pcm_s24le"),
+                                                 (44_100, 1, "pcm_f32le")])
+def test_sound_of_any_kind_becomes_16_khz_mono(rate, channels, codec, tmp_path):
+    sound = media.read_audio(raw.wav(tmp_path / "a.wav", raw.tone(1.5, rate, 440, channels), rate, codec))
+    assert sound.dtype == np.int16 and abs(len(sound) - 24_000) <= 1
+    assert abs(pitch(sound) - 440) < 1 and abs(np.abs(sound[4000:-4000]).max() / 32768 - 0.3) < 0.01
+
+
+@pytest.mark.parametrize("name,video,audio", [("a.mp4", "mpeg4", "aac"), ("a.flv", "flv1", "mp3"), ("a.avi", "mpeg4", "mp3")])
+def test_sound_and_picture_of_a_video(name, video, audio, tmp_path):
+    path = raw.media(tmp_path / name, 2.0, video=video, audio=audio, size=(80, 48))
+    sound = media.read_audio(path)
+    assert abs(len(sound) - 32_000) < 1_600 and abs(pitch(sound) - 440) < 2
+    frames, size = media.read_frames(path, media.evenly(2), size=32)
+    assert frames.shape == (2, 3, 32, 32) and size == (48, 80)
+    assert np.abs(frames.mean((1, 2, 3)) - [62, 187]).max() < 12      # the grey at a quarter and three quarters
+
+
+def test_the_event_is_what_is_read(tmp_path):
+    sound = np.concatenate([raw.tone(4, 16_000, 300), raw.tone(2, 16_000, 900), raw.tone(4, 16_000, 300)], 1)
+    path = raw.media(tmp_path / "a.mp4", 10, fps=10, audio="aac", rate=16_000, sound=sound)
+    event = media.read_audio(path, 4, 6)
+    assert len(event) == 32_000 and abs(pitch(event) - 900) < 2
+    frames, _ = media.read_frames(path, media.within(4, 6, 4))
+    assert np.abs(frames.mean((1, 2, 3)) - 250 * (np.array([4.25, 4.75, 5.25, 5.75]) / 9.9)).max() < 6
+
+
+def test_fit_length_repeats():
+    assert media.fit_length(np.array([1, 2, 3]), 7).tolist() == [1, 2, 3, 1, 2, 3, 1]
+    assert media.fit_length(np.arange(9), 4).tolist() == [0, 1, 2, 3]
+
+
+def cut(path, share):
+    path.write_bytes(path.read_bytes()[:int(path.stat().st_size * share)])
+    return path
+
+
+@pytest.mark.parametrize("make,read,reason", [
+    (lambda p: p / "no.wav", media.read_audio, "is missing"),
+    (lambda p: (p / "a.wav").write_bytes(b"") and None or p / "a.wav", media.read_audio, "is empty"),
+    (lambda p: (p / "a.flv").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n") and p / "a.flv",
+     media.read_audio, "Git LFS pointer"),
+    (lambda p: (p / "a.mp4").write_bytes(b"nonsense" * 99) and p / "a.mp4", media.read_audio, "cannot be decoded"),
+    (lambda p: raw.media(p / "a.mp4"), media.read_audio, "has no sound"),
+    (lambda p: raw.wav(p / "a.wav", raw.tone(1, 16_000), 16_000), lambda f: media.read_frames(f, media.evenly(1)), "has no picture"),
+    (lambda p: raw.wav(p / "a.wav", raw.tone(0.01, 16_000), 16_000), media.read_audio, "has only 0.010 s of sound"),
+    (lambda p: raw.wav(p / "a.wav", raw.tone(0, 16_000), 16_000), media.read_audio, "has no sound"),
+    (lambda p: cut(raw.media(p / "a.mp4", 4, audio="aac"), 0.5), media.read_audio, "cannot be decoded"),
+    (lambda p: cut(raw.media(p / "a.avi", 9), 0.4), lambda f: media.read_frames(f, media.evenly(1)), "is cut off: "),
+    (lambda p: cut(raw.media(p / "a.flv", 9, video="flv1", audio="mp3"), 0.4), media.read_audio, "is cut off: sound for"),
+    (lambda p: cut(raw.wav(p / "a.wav", raw.tone(9, 16_000), 16_000), 0.4), media.read_audio, "is cut off: "),
+])
+def test_bad_media_are_named_with_a_reason(make, read, reason, tmp_path):
+    path = make(tmp_path)
+    with pytest.raises(BadFile, match=reason) as error:
+        read(path)
+    assert str(path) in str(error.value)
+
+
+def test_pictures(tmp_path):
+    from PIL import Image
+    Image.new("RGBA", (6, 4), (10, 20, 30, 0)).save(tmp_path / "clear.png")
+    assert (media.read_picture(tmp_path / "clear.png", "L") == 255).all()       # transparent shows white
+    Image.new("RGB", (6, 4), (10, 20, 30)).save(tmp_path / "a.png")
+    assert media.read_picture(tmp_path / "a.png")[:, 0, 0].tolist() == [10, 20, 30]
+    assert media.resize(media.read_picture(tmp_path / "a.png"), 9).shape == (3, 9, 9)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "b.png")
+    with pytest.raises(BadFile, match="cannot be decoded"):
+        media.read_picture(cut(tmp_path / "b.png", 0.5))
+
+
+@pytest.mark.parametrize("header", ["OFF\n{} {} 0\n", "OFF{} {} 0\n", "OFF {} {} 0\n", "# a cube\noff\n\n{} {} 0 # counts\n"])
+def test_off_in_all_its_spellings(header, tmp_path):
+    vertices, triangles = media.read_off(raw.off(tmp_path / "a.off", header=header))
+    np.testing.assert_array_equal(vertices, raw.CUBE)
+    assert triangles[:2].tolist() == [[0, 1, 3], [0, 3, 2]] and len(triangles) == 12
+
+
+def test_off_with_colours_and_degenerate_faces(tmp_path):
+    (tmp_path / "a.off").write_text("OFF\n4 3 0\n0 0 0\n1 0 0\n0 1 0\n0 0 1\n3 0 1 2 255 0 0\n2 0 1\n4 0 1 2 3\n")
+    assert media.read_off(tmp_path / "a.off")[1].tolist() == [[0, 1, 2], [0, 1, 2], [0, 2, 3]]
+
+
+@pytest.mark.parametrize("text,reason", [
+    ("ply\n", "does not begin with OFF"), ("OFF\n", "no OFF mesh"), ("OFF\n3 1 0\n0 0 0\n1 0 0\n", "is cut off"),
+    ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1\n", "is cut off"), ("OFF\n3 1 0\n0 0 0\n1 x 0\n0 1 0\n3 0 1 2\n", "no OFF mesh"),
+    ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 7\n", "none of its 3 vertices"), ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 -1\n", "none of its"),
+    ("OFF\n3 0 0\n0 0 0\n1 0 0\n0 1 0\n", "has no faces"), ("OFF\n3 1 0\n0 0 nan\n1 0 0\n0 1 0\n3 0 1 2\n", "not finite"),
+    ("OFF\n-3 1 0\n", "cut off"), ("OFF\n3 1 0\n0 0\n1 0 0\n0 1 0\n3 0 1 2\n", "no OFF mesh"),
+])
+def test_bad_meshes_are_named_with_a_reason(text, reason, tmp_path):
+    (tmp_path / "a.off").write_text(text)
+    with pytest.raises(BadFile, match=reason):
+        media.read_off(tmp_path / "a.off")
+
+
+def slow_render(vertices, triangles, azimuth, elevation, size):
+    """One ray a pixel against every triangle: the shade of the nearest face, 1 where there is none."""
+    a, e = np.radians(azimuth), np.radians(elevation)
+    towards = np.array([np.sin(a) * np.cos(e), -np.cos(a) * np.cos(e), np.sin(e)])
+    right = np.array([np.cos(a), np.sin(a), 0])
+    points = vertices - (vertices.max(0) + vertices.min(0)) / 2
+    points = points / np.sqrt((points ** 2).sum(1).max()) @ np.stack([right, np.cross(towards, right), towards], 1)
+    picture = np.ones((size, size))
+    for row in range(size):
+        for column in range(size):
+            x, y = ((column + 0.5) / size * 2 - 1) / 0.95, -((row + 0.5) / size * 2 - 1) / 0.95
+            best = -9.0
+            for p, q, r in points[triangles]:
+                basis = np.array([q - p, r - p])[:, :2].T
+                if abs(np.linalg.det(basis)) < 1e-12:
+                    continue
+                s, t = np.linalg.solve(basis, np.array([x, y]) - p[:2])
+                if min(s, t, 1 - s - t) >= 0 and (depth := p[2] + s * (q - p)[2] + t * (r - p)[2]) > best:
+                    normal = np.cross(q - p, r - p)
+                    normal *= np.sign(normal[2]) / np.linalg.norm(normal)
+                    best, picture[row, column] = depth, 0.25 + 0.65 * max(0, normal @ [-0.35, 0.65, 0.67])
+    return picture
+
+
+@pytest.mark.parametrize("azimuth", [0, 180, 40])
+def test_render_is_a_ray_casters_picture(azimuth):
+    rng = np.random.default_rng(azimuth)
+    vertices, triangles = rng.normal(size=(12, 3)), rng.integers(0, 12, (9, 3))
+    triangles = triangles[[len(set(t)) == 3 for t in triangles]]
+    expected = slow_render(vertices, triangles, azimuth, 30, 64).reshape(32, 2, 32, 2).mean((1, 3)) * 255
+    got = media.render(vertices, triangles, azimuth, size=32)
+    assert got.shape == (1, 32, 32) and got.dtype == np.uint8
+    assert (np.abs(got[0] - expected) > 2).mean() < 0.01 and (got != 255).mean() > 0.1     # a rim pixel may round the other way
+
+
+def test_render_shows_front_and_rear():
+    wall_and_step = np.concatenate([raw.CUBE * [1, 0.1, 2] + [0, 1, 0], raw.CUBE * [1, 1, 0.2]])
+    faces = np.array([[f[0], f[i], f[i + 1]] for k in (0, 8) for f in np.array(raw.CUBE_FACES) + k for i in (1, 2)])
+    front, rear = (media.render(wall_and_step, faces, azimuth).astype(int) for azimuth in (0, 180))
+    assert np.abs(front - rear).mean() > 5
+    huge, tiny = media.render(wall_and_step * 1e30, faces, 0), media.render(wall_and_step * 1e-30, faces, 0)
+    assert np.abs(huge - front).mean() < 1 and np.abs(tiny - front).mean() < 1
+    with pytest.raises(ValueError, match="no extent"):
+        media.render(np.ones((3, 3)), np.array([[0, 1, 2]]), 0)
