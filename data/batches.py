@@ -26,16 +26,17 @@ def log_spectrogram(waveform, standardize=False):
     to mean 0 and standard deviation 1, as the published code does for AVE.
     """
     frames = (waveform.float() / 32768).unfold(-1, WINDOW, HOP)             # (B, F, 512)
-    frames = frames - frames.mean(-1, keepdim=True)
+    frames = frames - frames.mean(-1, keepdim=True)                         # a copy, in place from here on
     ramp = 0.5 * (1 - torch.cos(torch.pi * torch.arange(64, device=frames.device) / 64))
     # scipy asks for the periodic Tukey window: 513 points, the last one cut; the ramps take an eighth at each end.
     window = torch.cat([ramp, torch.ones(385, device=frames.device), ramp[1:].flip(0)])
-    power = torch.fft.rfft(frames * window).abs().square() / (RATE * window.square().sum())
+    spectrum = torch.fft.rfft(frames.mul_(window / (RATE * window.square().sum()).sqrt()))
+    power = spectrum.real.square() + spectrum.imag.square()
     power[..., 1:-1] *= 2                                                    # one-sided: all but 0 Hz and Nyquist
-    spectrogram = torch.log(power + 1e-7)
+    spectrogram = power.add_(1e-7).log_()
     if standardize:
         mean, std = spectrogram.mean((1, 2), keepdim=True), spectrogram.std((1, 2), keepdim=True, correction=0)
-        spectrogram = (spectrogram - mean) / (std + 1e-9)
+        spectrogram = spectrogram.sub_(mean).div_(std + 1e-9)
     return rearrange(spectrogram, "b t f -> b 1 1 f t")
 
 
@@ -77,11 +78,11 @@ def crop(pictures, box, size):
 
 
 def normalize(pictures, kind):
-    """(B, T, C, H, W) in [0, 255] -> ImageNet mean and std for pictures, 127.5 -> 0 for flow."""
+    """(B, T, C, H, W) float in [0, 255] -> ImageNet mean and std for pictures, 127.5 -> 0 for flow; in place."""
     if kind == "flow":
-        return (pictures - 127.5) / (255 * FLOW_STD)
+        return pictures.sub_(127.5).div_(255 * FLOW_STD)
     mean, std = torch.tensor(IMAGENET[pictures.shape[2]], device=pictures.device).mul(255)[..., None, None]
-    return (pictures - mean) / std
+    return pictures.sub_(mean).div_(std)
 
 
 def to_input(mod, stored, box=None):

@@ -1,5 +1,6 @@
 """What the README says can be typed as it stands."""
 
+import json
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 import joint_baseline
+from results import table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -48,3 +50,15 @@ def test_files_that_are_named_exist():
     for ledger_function in re.findall(r"\(`(?:data\.)?(?:batches\.)?(\w+)`\)", (ROOT / "results/DEVIATIONS.md").read_text()):
         sources = "".join(path.read_text() for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py")])
         assert re.search(rf"(def|class) {ledger_function}\b", sources), ledger_function
+
+
+def test_the_results_are_those_of_the_runs():
+    shown = README.split(table.BEGIN + "\n")[1].split(table.END)[0]
+    assert shown == table.markdown(table.load()) and shown.count("\n") > 5
+
+
+def test_the_core_seconds_are_those_of_the_benchmark():
+    measured = json.loads((ROOT / "results/benchmark-cpu.json").read_text())["preparing"]
+    row, = re.findall(r"\| core-seconds an item[^|]*\|(.*)\|", README)
+    for cell, name in zip(row.split("|"), ("cremad", "ave", "ucf101", "modelnet40")):
+        assert float(cell.split()[0]) == float(f"{measured[name]['seconds_an_item']:.2g}"), name
