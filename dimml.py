@@ -20,7 +20,6 @@ import argparse
 import json
 import os
 import platform
-import shlex
 import statistics
 import subprocess
 import sys
@@ -38,7 +37,7 @@ from sklearn.preprocessing import StandardScaler
 from torchvision.models.resnet import BasicBlock, ResNet
 from tqdm import tqdm
 
-from data import DataError, exit_codes, open_dataset, whole_file
+from data import DataError, checkpoint, cli, open_dataset, whole_file
 
 # ---------------------------------------------------------------------------------------------------------- recipes
 # The first four are the published code's (SGD with momentum 0.9 and weight decay 1e-4 everywhere); `default` is ours,
@@ -166,7 +165,7 @@ def train(run):
     model = run.restore(DIMML({m: mod.in_channels for m, mod in ds.modalities.items()}, n_classes))
 
     # Stage 1. No joint loss: sum_m CE(h_m(z_m), y) + w_s CE(h_s(z_m), y), and DUC from the end of the warm-up.
-    def detached_losses(inputs, labels):
+    def detached_losses(inputs, labels, _):
         features = model.features(inputs)
         losses = {m: F.cross_entropy(logits, labels) for m, logits in model.own_logits(features).items()}
         shared = sum(F.cross_entropy(model.shared_head(z), labels) for z in features.values())
@@ -188,7 +187,7 @@ def train(run):
         run.evaluate(lambda inputs: model.own_logits(model.features(inputs)))
 
     # Stage 2. Encoders (BatchNorm statistics too) and own heads are frozen; one head on the concatenated features.
-    def fusion_loss(inputs, labels):
+    def fusion_loss(inputs, labels, _):
         with torch.no_grad():
             features = model.features(inputs)
         return {"fusion": F.cross_entropy(model.fusion_logits(features), labels)}
@@ -212,18 +211,15 @@ def train(run):
 
 # ------------------------------------------------------------ shared with the other two scripts: a run {{{
 class Run:
-    """All around the method: data, device, precision, checkpoints, result. `train` uses it like this:
+    """All around the method: data, device, precision, checkpoints, result.
 
-        for epoch in run.epochs("stage", count, optimizer, lr_step):    # sets the rate, checkpoints, prints
-            run.train_epoch(losses, optimizer)                           # losses(inputs, labels) -> {name: scalar}
-            run.evaluate(logits)                                         # logits(inputs) -> {head: (B, C)}
+    A stage is a loop over `epochs`, each with `train_epoch` on {name: loss} and `evaluate` on {head: logits}.
     """
 
     def __init__(self, args, recipes, method, variant=""):
-        self.device, self.command = pick_device(args.gpu), args.command
+        self.device, self.dtype, self.device_name = cli.pick_device(args.gpu, args.amp)
         self.ds = open_dataset(args.dataset, args.data_dir, args.split, args.val, getattr(args, "modality", None))
         self.recipe = settle_recipe(args, recipes.get(self.ds.name, recipes["default"]))
-        self.dtype = pick_dtype(args.amp, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         torch.use_deterministic_algorithms(True)
         torch.manual_seed(args.seed)                                # weights
@@ -234,12 +230,15 @@ class Run:
                        "recipe": self.recipe, "data": self.ds.fingerprint}
         label = f"{method}.{variant}" if variant else method
         self.path = f"{args.out}/{label}-{self.ds.name}-{self.ds.split}-seed{args.seed}"
-        self.records = []
-        self.checkpoint = self.load() if args.resume else None
+        self.args, self.records = args, []
+        self.checkpoint = checkpoint.load(self.path) if args.resume else None
+        differing = [key for key in self.config if self.checkpoint and self.checkpoint["config"].get(key) != self.config[key]]
+        if differing:
+            raise DataError(f"--resume: {self.path}.pt was made with another {', '.join(differing)}")
         os.makedirs(args.out, exist_ok=True)
         print(f"{label} on {self.ds.name}, split {self.ds.split}, seed {args.seed}: "
               + ", ".join(f"{size} {part}" for part, size in self.sizes.items())
-              + f" items of {len(self.ds.classes)} classes; {device_name(self.device)}, {self.config['amp']}, arrays "
+              + f" items of {len(self.ds.classes)} classes; {self.device_name}, {self.config['amp']}, arrays "
               + ("on the device" if self.ds.resident(self.device) else "read from the memory map"), flush=True)
 
     def restore(self, model):
@@ -281,15 +280,15 @@ class Run:
                   f"items/s, {(count - epoch - 1) * self.record['seconds']:.0f} s left", flush=True)
 
     def train_epoch(self, losses, optimizer):
-        """One pass over the augmented training items, minimising the sum of `losses(inputs, labels)`.
+        """One pass over the augmented training items, minimising the sum of `losses(inputs, labels, index)`.
 
         No step waits for the device: a loss that is not finite is found at the end, still before any checkpoint.
         """
         batches = self.ds.batches("train", self.recipe["batch_size"], self.device, True, self.generator)
         history, start = [], time.time()
-        for inputs, labels, _ in tqdm(batches, disable=None, leave=False, unit="batch"):
+        for inputs, labels, index in tqdm(batches, disable=None, leave=False, unit="batch"):
             with self.autocast():
-                terms = losses(inputs, labels)
+                terms = losses(inputs, labels, index)
             optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(sum(terms.values())).backward()
             self.scaler.step(optimizer)
@@ -324,29 +323,9 @@ class Run:
             self.record[part] = {head: scores(output, labels) for head, output in outputs.items()}
 
     def save(self, optimizer):
-        """Write <path>.pt, whole or not at all; the one before it is kept."""
-        if os.path.exists(f"{self.path}.pt"):
-            os.replace(f"{self.path}.pt", f"{self.path}.previous.pt")
-        with whole_file(f"{self.path}.pt") as file:
-            torch.save({"config": self.config, "records": self.records, "model": self.model.state_dict(),
-                        "optimizer": optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-                        "generator": self.generator.get_state()}, file)
-
-    def load(self):
-        """The newest readable checkpoint, None if there is none. Raises DataError if it is of another run."""
-        for path in (f"{self.path}.pt", f"{self.path}.previous.pt"):
-            try:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-            except FileNotFoundError:
-                continue
-            except Exception as error:      # a file that is cut or changed: torch raises many kinds
-                print(f"warning: {path} cannot be read ({type(error).__name__}): trying the one before", file=sys.stderr)
-                continue
-            differing = [key for key, value in self.config.items() if state["config"].get(key) != value]
-            if differing:
-                raise DataError(f"--resume: {path} was made with another {', '.join(differing)}")
-            return state
-        return None
+        checkpoint.save(self.path, {
+            "config": self.config, "records": self.records, "model": self.model.state_dict(), "scaler": self.scaler.state_dict(),
+            "optimizer": optimizer.state_dict(), "generator": self.generator.get_state()})
 
     def finish(self, logits, encoders, **extra):
         """Probe the encoders, write <path>.json, print the table, return the result."""
@@ -355,8 +334,8 @@ class Run:
         git = subprocess.run(["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"], text=True,
                              capture_output=True, cwd=os.path.dirname(os.path.abspath(__file__)))
         result = {
-            "schema": 1, **self.config, "command": self.command,
-            "commit": git.stdout.strip() or None, "device": device_name(self.device),
+            "schema": 1, **self.config, "command": self.args.command,
+            "commit": git.stdout.strip() or None, "device": self.device_name,
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
             "seconds": sum(record["seconds"] for record in self.records),
             "items_per_second": statistics.median(record["items_per_second"] for record in self.records),
@@ -375,18 +354,19 @@ class Run:
 
 
 def scores(logits, labels):
-    """(N, C), (N,) -> accuracy and macro-F1 (the mean over classes), in [0, 1]."""
-    predicted, labels = logits.argmax(1).cpu(), labels.cpu()
-    return {"accuracy": accuracy_score(labels, predicted), "macro_f1": f1_score(labels, predicted, average="macro")}
+    """(N, C), (N,) -> accuracy and macro-F1 (the mean over classes) in [0, 1], mean predictive entropy in nats."""
+    predicted, labels, log_p = logits.argmax(1).cpu(), labels.cpu(), logits.log_softmax(1)
+    return {"accuracy": accuracy_score(labels, predicted), "macro_f1": f1_score(labels, predicted, average="macro"),
+            "entropy": -(log_p.exp() * log_p).sum(1).mean().item()}
 
 
 def summarise(records, head):
     """A head's test scores under three rules: `last` epoch (the headline), `best_val` (the first epoch of highest
     validation accuracy), `best_test` (chosen on the test set, as published code does: an optimistic number)."""
     curve = [record for record in records if head in record["test"]]
-    chosen = {"last": curve[-1], "best_test": max(curve, key=lambda record: record["test"][head]["accuracy"])}
-    if curve[-1]["val"]:
-        chosen["best_val"] = max(curve, key=lambda record: record["val"][head]["accuracy"])
+    chosen = {"last": curve[-1]}
+    for part in ("val", "test") if curve[-1]["val"] else ("test",):
+        chosen[f"best_{part}"] = max(curve, key=lambda record: record[part][head]["accuracy"])
     return {rule: {**record["test"][head], "stage": record["stage"], "epoch": record["epoch"]}
             for rule, record in chosen.items()}
 
@@ -406,28 +386,7 @@ def print_table(result):
         cells += [rules.get("last", {}).get("macro_f1"), result["probes"].get(row)]
         print(f"  {row:22}" + "".join("-".rjust(width) if cell is None else f"{100 * cell:{width}.1f}"
                                       for cell, width in zip(cells, (9, 10, 11, 10, 8))))
-    print(f"{result['n_test']} test items. last: the final epoch, the number to quote; best test: the epoch chosen on the "
-          "test set,\nas published code does; probe: a linear classifier on the frozen encoder.")
-
-
-def pick_device(gpu):
-    """cuda:N for --gpu N, else the first GPU if there is one, else the CPU. Raises DataError if there is no such GPU."""
-    if gpu is not None and not 0 <= gpu < torch.cuda.device_count():
-        raise DataError(f"--gpu {gpu}: this machine has {torch.cuda.device_count()} usable GPUs (without --gpu the CPU serves)")
-    return torch.device("cuda", gpu or 0) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def pick_dtype(amp, device):
-    """--amp auto: bfloat16 where the hardware multiplies it fast, else float16 on a GPU and float32 on a CPU."""
-    if amp == "auto" and device.type == "cuda":
-        amp = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    elif amp == "auto":
-        amp = "bf16" if torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported() else "off"
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp]
-
-
-def device_name(device):
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU with {torch.get_num_threads()} threads"
+    print("last: the final epoch, the number to quote; best test: chosen on the test set, as published code does")
 
 
 def common_flags(parser):
@@ -447,12 +406,6 @@ def common_flags(parser):
     add("--resume", action="store_true", help="go on after the last checkpoint of the same run")
 
 
-def parse(parser, argv):
-    args = parser.parse_args(argv)
-    args.command = shlex.join(["python", parser.prog, *(sys.argv[1:] if argv is None else argv)])
-    return args
-
-
 def settle_recipe(args, recipe):
     """The recipe with what the command line says instead. Raises DataError for a value that makes no sense."""
     recipe, scale = dict(recipe), (args.epochs or recipe["epochs"]) / recipe["epochs"]
@@ -460,7 +413,7 @@ def settle_recipe(args, recipe):
         recipe[key] = max(key == "lr_step", round(recipe[key] * scale))
     recipe.update({key: getattr(args, key) for key in recipe if getattr(args, key, None) is not None})
     for key, value in recipe.items():
-        if value < 0 or value == 0 and not key.endswith(("weight", "warmup")):
+        if isinstance(value, (int, float)) and (value < 0 or value == 0 and not key.endswith(("weight", "warmup"))):
             raise DataError(f"--{key.replace('_', '-')} cannot be {value}")
     return recipe
 # }}} shared
@@ -475,8 +428,8 @@ def main(argv=None):
     parser.add_argument("--tau", type=float, help="temperature of DUC")
     parser.add_argument("--duc-weight", type=float, help="0 trains without DUC")
     parser.add_argument("--temperature", type=float, help="temperature of the certainty weights")
-    args = parse(parser, argv)
-    with exit_codes(parser.prog):
+    args = cli.parse(parser, argv)
+    with cli.exit_codes(parser.prog):
         return train(Run(args, RECIPES, "dimml", "" if args.duc_weight is None else f"duc{args.duc_weight:g}"))
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import store, synthetic
+from data import checkpoint, cli, store, synthetic
 from data.batches import Batches
-from data.cli import exit_codes
 from data.store import PARTS, DataError, whole_file
 
-__all__ = ["DataError", "Dataset", "exit_codes", "open_dataset", "whole_file"]
+__all__ = ["DataError", "Dataset", "checkpoint", "cli", "open_dataset", "whole_file"]
 
 HOW_TO_GET = {  # what a user downloads for `python -m data.prepare NAME --raw DIR`
     "cremad": "CREMA-D (github.com/CheyneyComputerScience/CREMA-D): AudioWAV/*.wav and VideoFlash/*.flv",

@@ -35,7 +35,7 @@ def test_a_script_stands_alone_and_is_short(path):
 
 
 def test_importing_a_script_needs_no_decoder():
-    code = "import sys, dimml, joint_baseline; print({'av', 'cv2', 'torchaudio'} & set(sys.modules))"
+    code = "import sys, dimml, joint_baseline, udi; print({'av', 'cv2', 'torchaudio'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "set()\n"
 
 

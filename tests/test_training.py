@@ -14,16 +14,18 @@ from conftest import arrays
 
 import dimml
 import joint_baseline
+import udi
 from data import store
 
 ROOT = Path(__file__).parent.parent
 RUNS = {  # name: (script, flags, file)
     "dimml": (dimml, ["--epochs", "4", "--fusion-epochs", "2"], "dimml-tiny-official-seed0"),
+    "udi": (udi, ["--epochs", "2"], "udi-tiny-official-seed0"),
     "joint": (joint_baseline, ["--epochs", "3", "--fusion", "gated"], "joint_baseline.gated-tiny-official-seed0"),
     "alone": (joint_baseline, ["--epochs", "2", "--modality", "image"], "joint_baseline.image-tiny-official-seed0"),
     "ensemble": (joint_baseline, ["--epochs", "2", "--ensemble"], "joint_baseline.ensemble-tiny-official-seed0"),
 }
-HEADS = {"dimml": {"audio", "image", "fusion", "fused"}, "joint": {"fused"}, "alone": {"image"},
+HEADS = {"udi": {"audio", "image", "fused"}, "dimml": {"audio", "image", "fusion", "fused"}, "joint": {"fused"}, "alone": {"image"},
          "ensemble": {"audio", "image", "fused"}}
 
 
@@ -65,7 +67,7 @@ def same_weights(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize("name,checkpoints", [("dimml", 2), ("dimml", 5), ("joint", 1)])
+@pytest.mark.parametrize("name,checkpoints", [("dimml", 2), ("dimml", 5), ("joint", 1), ("udi", 1), ("udi", 5)])
 def test_a_killed_run_resumes_to_the_same_bits(name, checkpoints, tiny, tmp_path):
     script, flags, file = RUNS[name]
     command = ["--dataset", tiny, "--batch-size", "8", *flags, "--out"]
