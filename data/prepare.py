@@ -19,10 +19,12 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -110,6 +112,8 @@ def work(name, item, number, options, folder):
         arrays, frame = importlib.import_module(f"data.{name}").decode(item, options)
     except BadFile as error:
         return str(error)
+    except Exception as error:      # whatever else a strange file leads to must not end the run
+        return f"{item.files[0]}: {type(error).__name__}: {error}"
     if frame is not None:
         arrays.update({path.stem: np.array(frame, np.int32) for path in folder.glob("*.frame.npy")})
     for key, array in arrays.items():
@@ -122,9 +126,10 @@ def work(name, item, number, options, folder):
 
 
 def begin_worker():
-    """One thread a worker, and none outlives a parent that was killed."""
+    """One thread a worker; an interrupt is the parent's to handle, and none outlives a parent that was killed."""
     import torch
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 
@@ -207,6 +212,9 @@ def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=F
                 state[i] = BAD if reason else DONE
                 if reason:
                     reasons[index.items[i].id] = reason
+        except BrokenProcessPool:
+            raise DataError("a worker process was ended from outside (out of memory? fewer --workers need less); what is done "
+                            "is kept, the same command goes on") from None
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -233,7 +241,7 @@ def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=F
     groups = np.searchsorted(group_names, [item.group for item in index.items])
     notes = {"skipped": reasons, "notes": index.notes, "groups": group_names, "options": options,
              "lists": {Path(path).name: store.sha256(path) for path in index.lists}, "versions": decoder_versions()}
-    store.finish(partial, folder, modalities, labels, splits, index.classes, ids, groups, notes, leave_out=("state.npy", "state.json"))
+    store.finish(partial, folder, modalities, labels, splits, index.classes, ids, groups, notes, leave_out=("state.json", "state.npy"))
     seconds = time.time() - start
     print(f"{folder}: {len(ids) - len(reasons)} items in {seconds:.0f} s" + (f", {len(reasons)} left out" if reasons else ""))
     for split, codes in splits.items():
