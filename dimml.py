@@ -12,8 +12,8 @@ fusion head is trained on all features, and at inference every head's logits are
     python dimml.py --dataset PATH/avmnist --split small --seed 1
     python dimml.py --help
 
-Results: results/runs/*.json, one a run; the README says what has been measured.
-Where this file departs from the published code, and why: results/DEVIATIONS.md, D1 to D12.
+Results: runs/*.json, one a run; the README says what has been measured.
+Where this file departs from the published code, and why: results/DEVIATIONS.md, D1 to D18.
 """
 
 import argparse
@@ -21,7 +21,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 
@@ -199,7 +198,7 @@ def train(run):
         return logits
 
     optimizer = run.optimizer(model.fusion_head.parameters())
-    for epoch in run.epochs("fusion", recipe["fusion_epochs"], optimizer, recipe["lr_step"]):
+    for epoch in run.epochs("fusion", recipe["fusion_epochs"], optimizer, recipe["fusion_epochs"]):
         model.eval()
         run.train_epoch(fusion_loss, optimizer)
         run.evaluate(all_logits)
@@ -218,10 +217,14 @@ class Run:
 
     def __init__(self, args, recipes, method, variant=""):
         self.device, self.dtype, self.device_name = cli.pick_device(args.gpu, args.amp)
-        self.ds = open_dataset(args.dataset, args.data_dir, args.split, args.val, getattr(args, "modality", None))
+        self.ds = open_dataset(args.dataset, args.data_dir, args.split, args.val)
+        if getattr(args, "modality", None):
+            self.ds = self.ds.only(args.modality)
         self.recipe = settle_recipe(args, recipes.get(self.ds.name, recipes["default"]))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         torch.use_deterministic_algorithms(True)
+        if not 0 <= args.seed < 2 ** 32:
+            raise DataError(f"--seed {args.seed} is not in 0 .. 2^32 - 1")
         torch.manual_seed(args.seed)                                # weights
         self.generator = torch.Generator().manual_seed(args.seed)   # order and augmentation
         self.sizes = {part: len(self.ds.indices(part)) for part in ("train", "val", "test")}
@@ -231,10 +234,12 @@ class Run:
         label = f"{method}.{variant}" if variant else method
         self.path = f"{args.out}/{label}-{self.ds.name}-{self.ds.split}-seed{args.seed}"
         self.args, self.records = args, []
-        self.checkpoint = checkpoint.load(self.path) if args.resume else None
-        differing = [key for key in self.config if self.checkpoint and self.checkpoint["config"].get(key) != self.config[key]]
+        found = checkpoint.load(self.path)
+        differing = [key for key in self.config if found and found["config"].get(key) != self.config[key]]
         if differing:
-            raise DataError(f"--resume: {self.path}.pt was made with another {', '.join(differing)}")
+            raise DataError(f"{self.path}.pt was made with another {', '.join(differing)}: give this run its own --out")
+        self.checkpoint = found if args.resume else None
+        self.commit = self.checkpoint["commit"] if self.checkpoint else cli.commit()
         os.makedirs(args.out, exist_ok=True)
         print(f"{label} on {self.ds.name}, split {self.ds.split}, seed {args.seed}: "
               + ", ".join(f"{size} {part}" for part, size in self.sizes.items())
@@ -254,7 +259,8 @@ class Run:
         return self.model
 
     def optimizer(self, parameters):
-        return torch.optim.SGD(parameters, self.recipe["lr"], momentum=0.9, weight_decay=1e-4, fused=True)
+        fused = self.dtype != torch.float16      # after an overflow in the first step, fused momentum is never written
+        return torch.optim.SGD(parameters, self.recipe["lr"], momentum=0.9, weight_decay=1e-4, fused=fused)
 
     def autocast(self):
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
@@ -324,18 +330,16 @@ class Run:
 
     def save(self, optimizer):
         checkpoint.save(self.path, {
-            "config": self.config, "records": self.records, "model": self.model.state_dict(), "scaler": self.scaler.state_dict(),
-            "optimizer": optimizer.state_dict(), "generator": self.generator.get_state()})
+            "config": self.config, "commit": self.commit, "records": self.records, "model": self.model.state_dict(),
+            "optimizer": optimizer.state_dict(), "scaler": self.scaler.state_dict(), "generator": self.generator.get_state()})
 
     def finish(self, logits, encoders, **extra):
         """Probe the encoders, write <path>.json, print the table, return the result."""
         outputs, labels = self.collect(logits, "test")
         (train, train_y), (test, test_y) = self.features(encoders, "train"), self.features(encoders, "test")
-        git = subprocess.run(["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"], text=True,
-                             capture_output=True, cwd=os.path.dirname(os.path.abspath(__file__)))
         result = {
             "schema": 1, **self.config, "command": self.args.command,
-            "commit": git.stdout.strip() or None, "device": self.device_name,
+            "commit": self.commit, "device": self.device_name,
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
             "seconds": sum(record["seconds"] for record in self.records),
             "items_per_second": statistics.median(record["items_per_second"] for record in self.records),
@@ -356,7 +360,7 @@ class Run:
 def scores(logits, labels):
     """(N, C), (N,) -> accuracy and macro-F1 (the mean over classes) in [0, 1], mean predictive entropy in nats."""
     predicted, labels, log_p = logits.argmax(1).cpu(), labels.cpu(), logits.log_softmax(1)
-    return {"accuracy": accuracy_score(labels, predicted), "macro_f1": f1_score(labels, predicted, average="macro"),
+    return {"accuracy": float(accuracy_score(labels, predicted)), "macro_f1": float(f1_score(labels, predicted, average="macro")),
             "entropy": -(log_p.exp() * log_p).sum(1).mean().item()}
 
 
@@ -402,7 +406,7 @@ def common_flags(parser):
     add("--epochs", type=int, help="of the main stage; warm-up and learning-rate step scale along")
     add("--batch-size", type=int)
     add("--lr", type=float, help="of SGD")
-    add("--out", default="results/runs", help="folder for checkpoint and result (default: %(default)s)")
+    add("--out", default="runs", help="folder for checkpoint and result (default: %(default)s)")
     add("--resume", action="store_true", help="go on after the last checkpoint of the same run")
 
 
@@ -413,7 +417,7 @@ def settle_recipe(args, recipe):
         recipe[key] = max(key == "lr_step", round(recipe[key] * scale))
     recipe.update({key: getattr(args, key) for key in recipe if getattr(args, key, None) is not None})
     for key, value in recipe.items():
-        if isinstance(value, (int, float)) and (value < 0 or value == 0 and not key.endswith(("weight", "warmup"))):
+        if isinstance(value, (int, float)) and not (value > 0 or value == 0 and key.endswith(("weight", "warmup"))):
             raise DataError(f"--{key.replace('_', '-')} cannot be {value}")
     return recipe
 # }}} shared

@@ -97,10 +97,9 @@ def carve_val(assignment, labels, groups, fraction):
     return assignment
 
 
-def open_dataset(name_or_folder="synthetic", root="datasets", split=None, val=0.1, modality=None):
+def open_dataset(name_or_folder="synthetic", root="datasets", split=None, val=0.1):
     """Open a prepared dataset: "synthetic" (made in memory), a name under `root`, or the path of a prepared folder.
 
-    modality: keep only the one of this name.
     split: one of its splits, None for the first.
     val: the share of the training items held out for validation where the split brings no val part; 0 for none.
     Returns a Dataset. Raises DataError when it is not there (and says how to get it), or is damaged.
@@ -122,7 +121,7 @@ def open_dataset(name_or_folder="synthetic", root="datasets", split=None, val=0.
     ds = Dataset(name, split, meta["classes"], modalities, labels, ids, groups, splits[split], meta["sha256"], val)
     if len(ds.indices("train")) == 0:
         raise DataError(f"val {val} leaves nothing to train on in split {split!r} of {name}")
-    return ds.only(modality) if modality else ds
+    return ds
 
 
 def find_prepared(name_or_folder, root="datasets"):
@@ -137,4 +136,4 @@ def find_prepared(name_or_folder, root="datasets"):
         raise DataError(f"{name_or_folder} is not prepared (no folder {places[0]}). Download {HOW_TO_GET[name_or_folder]}; put it "
                         f"into a folder DIR; then run: python -m data.prepare {name_or_folder} --raw DIR --data-dir {root}")
     raise DataError(f"there is no prepared folder {str(name_or_folder)!r}, neither as a path nor under {root}. Known datasets: "
-                    f"synthetic, {', '.join(HOW_TO_GET)}; for your own arrays see 'Bring your own dataset' in README.md")
+                    f"{', '.join(HOW_TO_GET)}; for your own arrays see 'Bring your own dataset' in README.md")

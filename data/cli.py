@@ -3,7 +3,9 @@
 import contextlib
 import os
 import shlex
+import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
@@ -31,6 +33,15 @@ def parse(parser, argv):
     args = parser.parse_args(argv)
     args.command = shlex.join(["python", parser.prog, *(sys.argv[1:] if argv is None else argv)])
     return args
+
+
+def commit():
+    """The commit this code stands at, with "-dirty" if tracked files were changed; None where git cannot tell."""
+    try:
+        return subprocess.run(["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"], text=True,
+                              capture_output=True, cwd=Path(__file__).parent).stdout.strip() or None
+    except OSError:
+        return None
 
 
 def pick_device(gpu, amp):

@@ -39,14 +39,14 @@ def check_file(path):
         raise BadFile(path, f"is cut off: {size} of {declared} bytes")
 
 
-def decode_stream(path, kind, what):
-    """[(seconds, frame)] of the first stream of a kind, and the length in seconds that the container claims."""
+def decode_stream(path, kind, what, keep=lambda frame: frame):
+    """[(seconds, keep(frame))] of the first stream of a kind, and the length in seconds that the container claims."""
     import av
     av.logging.set_level(av.logging.PANIC)
     check_file(path)
     frames = []
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="ignore") as container:
             stream = next(iter(getattr(container.streams, kind)), None)
             if stream is None:
                 raise BadFile(path, f"has no {what}")
@@ -54,7 +54,7 @@ def decode_stream(path, kind, what):
             claimed = float((stream.duration or 0) * (stream.time_base or 0)) or (container.duration or 0) / 1e6
             try:
                 for frame in container.decode(stream):
-                    frames.append((frame.time if frame.time is not None else len(frames) / 25, frame))
+                    frames.append((frame.time if frame.time is not None else len(frames) / 25, keep(frame)))
             except av.error.FFmpegError:
                 if not frames:
                     raise
@@ -106,17 +106,19 @@ def read_frames(path, choose, size=256):
 
     choose(times, end)  times of all frames in seconds and the time the last one ends -> the T indices wanted.
     """
-    frames, claimed = decode_stream(path, "video", "picture")
+    def squashed(frame):
+        """At once, so that a long clip of large frames fits into memory; the area filter uses every source pixel."""
+        small = frame.reformat(size, size, "rgb24", interpolation="AREA").to_ndarray()
+        return small, frame.height, frame.width, round(getattr(frame, "rotation", 0) / 90) % 4
+
+    frames, claimed = decode_stream(path, "video", "picture", squashed)
     times = np.array([time for time, _ in frames])
     gap = float(np.median(np.diff(times))) if len(times) > 1 else 0.04
     end = times[-1] + gap
     _check_length(path, "picture", end, claimed)
     wanted = [frames[i][1] for i in choose(times, end)]
-    # the area filter: every source pixel counts, so a squashed frame is not aliased
-    pictures = [frame.reformat(size, size, "rgb24", interpolation="AREA").to_ndarray() for frame in wanted]
-    height, width = wanted[0].height, wanted[0].width
-    turn = round(getattr(wanted[0], "rotation", 0) / 90) % 4         # a phone held upright
-    pictures = np.rot90(np.stack(pictures), turn, axes=(1, 2)).transpose(0, 3, 1, 2)
+    _, height, width, turn = wanted[0]                               # turn: a phone held upright
+    pictures = np.rot90(np.stack([small for small, *_ in wanted]), turn, axes=(1, 2)).transpose(0, 3, 1, 2)
     return np.ascontiguousarray(pictures), ((width, height) if turn % 2 else (height, width))
 
 

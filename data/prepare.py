@@ -31,12 +31,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data import store
+from data import HOW_TO_GET, store
 from data.cli import exit_codes
 from data.media import BadFile
 from data.store import KINDS, PARTS, PICTURES, UNUSED, DataError
 
-DATASETS = ("cremad", "ave", "ucf101", "modelnet40", "avmnist")
 TODO, DONE, BAD = 0, 1, 2
 
 
@@ -98,8 +97,10 @@ def check_complete(index, name, skip_bad):
 
 
 def keep_first(index, limit):
-    """The first `limit` items whose files are there, for a try: with a split `trial` whose every fourth item is test."""
-    index.items = [item for item in index.items if all(os.path.exists(path) for path in item.files)][:limit]
+    """`limit` of the items whose files are there, from the first to the last, for a try; of the split `trial` every fourth
+    is test."""
+    there = [item for item in index.items if all(os.path.exists(path) for path in item.files)]
+    index.items = [there[i * len(there) // limit] for i in range(limit)] if len(there) > limit else there
     if len(index.items) < 2:
         raise DataError(f"--limit: only {len(index.items)} items have their files, a trial needs two")
     index.splits = {"trial": {item.id: 2 if i % 4 == 1 else 0 for i, item in enumerate(index.items)}}
@@ -112,6 +113,8 @@ def work(name, item, number, options, folder):
         arrays, frame = importlib.import_module(f"data.{name}").decode(item, options)
     except BadFile as error:
         return str(error)
+    except (MemoryError, OSError, ImportError):      # the machine's fault, not the file's
+        raise
     except Exception as error:      # whatever else a strange file leads to must not end the run
         return f"{item.files[0]}: {type(error).__name__}: {error}"
     if frame is not None:
@@ -193,12 +196,15 @@ def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=F
     for note in index.notes:
         print(f"note: {note}")
 
-    described = json.dumps([[asdict(item) for item in index.items], index.modalities, options])
-    fingerprint = hashlib.sha256(described.encode()).hexdigest()
-    if started_by(partial) == fingerprint:
+    described = [{**asdict(item), "files": [os.path.relpath(path, raw) for path in item.files]} for item in index.items]
+    fingerprint = hashlib.sha256(json.dumps([described, index.modalities, options]).encode()).hexdigest()
+    begun = started_by(partial)
+    if begun == fingerprint:
         print(f"going on in {partial}")
+    elif begun:
+        raise DataError(f"{partial} was begun with other files or options: remove it to start over")
     else:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)      # not even its empty arrays were whole
         allocate(partial, index, fingerprint)
     state = np.load(partial / "state.npy", mmap_mode="r+")
     todo = np.flatnonzero(state != DONE)
@@ -239,7 +245,7 @@ def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=F
     store.check_items(modalities, labels, splits, index.classes, ids)
     group_names = sorted({item.group for item in index.items})
     groups = np.searchsorted(group_names, [item.group for item in index.items])
-    notes = {"skipped": reasons, "notes": index.notes, "groups": group_names, "options": options,
+    notes = {"skipped": dict(sorted(reasons.items())), "notes": index.notes, "groups": group_names, "options": options,
              "lists": {Path(path).name: store.sha256(path) for path in index.lists}, "versions": decoder_versions()}
     store.finish(partial, folder, modalities, labels, splits, index.classes, ids, groups, notes, leave_out=("state.json", "state.npy"))
     seconds = time.time() - start
@@ -261,7 +267,7 @@ def decoder_versions():
 def main(argv=None):
     parser = argparse.ArgumentParser("python -m data.prepare", "python -m data.prepare NAME --raw DIR ...",
                                      "Turn the official download of a dataset into prepared arrays.")
-    parser.add_argument("name", choices=DATASETS)
+    parser.add_argument("name", choices=HOW_TO_GET)
     parser.add_argument("--raw", required=True, help="the folder with the download")
     parser.add_argument("--data-dir", default="datasets", help="where the prepared folder goes (default: %(default)s)")
     parser.add_argument("--workers", type=int, help="processes (default: one a core)")

@@ -96,8 +96,12 @@ def modality(kind, array, **options):
     if kind in PICTURES:
         height, width = array.shape[-2:]
         default = (224, 224) if (height, width) == (256, 256) else (height, width)
-        options["size"] = tuple(options.get("size") or default)
-        options["scale"] = tuple(options.get("scale", (0.08, 1.0)))
+        options["size"] = options.get("size") or default
+        options["scale"] = options.get("scale", (0.08, 1.0))
+        for key in ("size", "scale"):
+            if not isinstance(options[key], (tuple, list)) or len(options[key]) != 2:
+                raise DataError(f"{key} is {options[key]!r}, not a pair")
+            options[key] = tuple(options[key])
         if not 0 < options["scale"][0] <= options["scale"][1] <= 1:
             raise DataError(f"scale {options['scale']} is not 0 < smallest <= largest <= 1")
     if kind == "spectrogram" and not options.get("std", 1.0) > 0:
@@ -121,6 +125,8 @@ def check_items(modalities, labels, splits, classes, ids, groups=None):
         raise DataError(f"labels must be whole numbers 0 .. {len(classes) - 1}, one an item")
     if len(ids) != n or len(set(ids)) != n:
         raise DataError(f"ids: {len(set(ids))} different ones for {n} items")
+    if any(str(i).splitlines() != [str(i)] for i in ids):
+        raise DataError("ids: each must be one line of text, not empty")
     if groups is not None and len(groups) != n:
         raise DataError(f"groups: {len(groups)} for {n} items")
     if not splits:

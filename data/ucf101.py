@@ -42,13 +42,20 @@ def index(raw, options):
                 raise DataError(f"{lists / f'{part}list01.txt'}: {line!r} is not <Class>/v_<Class>_gXX_cYY.avi")
             folders = [flow / "u" / clip, flow / "v" / clip] if not avi and (flow / "u").is_dir() else [flow / clip] if not avi else []
             files = [videos / kind / file] if avi else [pictures / clip, *folders]
-            items.append(Item(clip, classes.index(kind), clip[:-4], [str(path) for path in files]))
+            items.append(Item(clip, classes.index(kind), clip[:-4], [spelled(path) for path in files]))
             official[clip] = code
     name = "flow" if options["flow"] == "tvl1" else f"flow_{options['flow']}"
     modalities = {name: {"kind": "flow", "shape": (FLOW_FRAMES, 2, 256, 256), "framed": True},
                   "rgb": {"kind": "rgb", "shape": (1, 3, 256, 256), "framed": True}}
     return Index(items, classes, modalities, {"official": official, "clean": official}, EXPECTED,
                  [lists / "trainlist01.txt", lists / "testlist01.txt"])
+
+
+def spelled(path):
+    """The path as a string; the downloads do not agree on HandstandPushups or HandStandPushups, nor do the lists."""
+    other = path.with_name(path.name.replace("HandstandPushups", "HandStandPushups") if "HandstandPushups" in path.name
+                           else path.name.replace("HandStandPushups", "HandstandPushups"))
+    return str(other if not path.exists() and other.exists() else path)
 
 
 def check_flow(method):

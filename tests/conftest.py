@@ -10,7 +10,7 @@ sys.path.insert(0, str(ROOT))
 from data import store  # noqa: E402
 
 
-def arrays(n=48, n_classes=3, size=12, modalities=("audio", "image"), seed=0):
+def arrays(n=48, n_classes=3, size=24, modalities=("audio", "image"), seed=0):
     """Arguments of store.write for a tiny dataset that can be learned in a few steps: a mean that tells the class."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % n_classes

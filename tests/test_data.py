@@ -156,6 +156,8 @@ def test_write_and_open_again(tmp_path):
 @pytest.mark.parametrize("change,message", [
     (lambda a: a["labels"].__setitem__(0, 9), "labels must be whole numbers 0 .. 2"),
     (lambda a: a["ids"].__setitem__(0, "item 1"), "47 different ones for 48"),
+    (lambda a: a["ids"].__setitem__(0, "two\nlines"), "must be one line of text"),
+    (lambda a: a["modalities"]["image"].update(size=8), "modality 'image': size is 8, not a pair"),
     (lambda a: a["splits"].update(odd=np.full(48, 7)), "split 'odd' must hold"),
     (lambda a: a["splits"].update(odd=np.zeros(48, int)), "split 'odd' has no test items"),
     (lambda a: a["modalities"].update({"../x": a["modalities"]["audio"]}), "modality name '../x'"),

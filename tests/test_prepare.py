@@ -256,8 +256,34 @@ def test_no_room_on_the_disk(tmp_path, monkeypatch, capsys):
 def test_limit_makes_a_trial(tmp_path):
     raw.modelnet(tmp_path / "raw")
     run("modelnet40", tmp_path, "--limit", "6")
-    ds = open_dataset("modelnet40-limit6", tmp_path / "out")
-    assert ds.split == "trial" and len(ds.ids) == 6
+    ds = open_dataset("modelnet40-limit6", tmp_path / "out", val=0)
+    assert ds.split == "trial" and len(ds.ids) == 6 and set(ds.labels[ds.indices("train")]) == {0, 1}      # both classes
+
+
+def test_other_options_do_not_delete_what_is_begun(tmp_path, monkeypatch, capsys):
+    raw.modelnet(tmp_path / "raw", n=3)
+    monkeypatch.setattr(modelnet40, "EXPECTED", {})
+    bad = tmp_path / "raw/ModelNet40/bed/train/bed_0000.off"
+    whole = bad.read_text()
+    bad.write_text("nonsense")
+    run("modelnet40", tmp_path, code=2)
+    bad.write_text(whole)
+    os.symlink(tmp_path / "raw", tmp_path / "elsewhere")
+    prepare.main(["modelnet40", "--raw", str(tmp_path / "elsewhere"), "--data-dir", str(tmp_path / "out"), "--workers", "1"])
+    assert "going on in" in capsys.readouterr().out                    # the same files by another path
+    shutil.move(tmp_path / "out/modelnet40", tmp_path / "done")
+    bad.write_text("nonsense")
+    run("modelnet40", tmp_path, code=2)
+    bad.unlink()
+    run("modelnet40", tmp_path, code=2)
+    assert "was begun with other files or options" in capsys.readouterr().err
+
+
+def test_ucf101_with_either_spelling_of_handstand_pushups(tmp_path):
+    for there, asked in (("HandStandPushups", "HandstandPushups"), ("HandstandPushups", "HandStandPushups")):
+        (tmp_path / f"v_{there}_g01_c01.avi").touch()
+        assert ucf101.spelled(tmp_path / f"v_{asked}_g01_c01.avi") == str(tmp_path / f"v_{there}_g01_c01.avi")
+        (tmp_path / f"v_{there}_g01_c01.avi").unlink()
 
 
 @pytest.mark.parametrize("flags,message", [(["--limit", "0"], "--limit cannot be 0"), (["--flow", "dis"], "--flow is for ucf101")])

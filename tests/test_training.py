@@ -15,7 +15,7 @@ from conftest import arrays
 import dimml
 import joint_baseline
 import udi
-from data import store
+from data import checkpoint, store
 
 ROOT = Path(__file__).parent.parent
 RUNS = {  # name: (script, flags, file)
@@ -97,9 +97,25 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tiny, tmp_path
 def test_resume_refuses_another_run(tiny, tmp_path, capsys):
     command = ["--dataset", tiny, "--batch-size", "8", "--epochs", "1", "--out", str(tmp_path)]
     joint_baseline.main(command)
-    with pytest.raises(SystemExit) as stop:
-        joint_baseline.main([*command, "--resume", "--lr", "0.5"])
-    assert stop.value.code == 2 and "was made with another recipe" in capsys.readouterr().err
+    for flags in (["--resume", "--lr", "0.5"], ["--lr", "0.5"]):       # nor may another run overwrite it
+        with pytest.raises(SystemExit) as stop:
+            joint_baseline.main([*command, *flags])
+        assert stop.value.code == 2 and "was made with another recipe" in capsys.readouterr().err
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_one(tmp_path, monkeypatch):
+    path, real = tmp_path / "run", os.replace
+    checkpoint.save(path, {"epoch": 1})
+    checkpoint.save(path, {"epoch": 2})
+    Path(f"{path}.pt").write_bytes(b"damaged")
+    for renames in range(2):                                      # killed before the first rename, before the second
+        done = []
+        monkeypatch.setattr(os, "replace", lambda a, b: (_ for _ in ()).throw(KeyboardInterrupt) if len(done) == renames
+                            else done.append(real(a, b)))
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save(path, {"epoch": 3})
+        monkeypatch.setattr(os, "replace", real)
+        assert checkpoint.load(path) == {"epoch": 3}
 
 
 @pytest.mark.parametrize("script,flags", [(dimml, ["--fusion-epochs", "1"]), *((joint_baseline, ["--fusion", kind]) for kind in (
@@ -135,6 +151,8 @@ def test_without_validation(tiny, tmp_path):
     (["--batch-size", "1000"], "batch size 1000 is larger than the 256 train items"),
     (["--epochs", "0"], "--epochs cannot be 0"),
     (["--lr", "-1"], "--lr cannot be -1"),
+    (["--lr", "nan"], "--lr cannot be nan"),
+    (["--seed", "99999999999999999999"], "is not in 0 .. 2^32 - 1"),
     (["--val", "1.5"], "val is 1.5"),
     (["--split", "clean"], "no split 'clean'"),
     (["--amp", "int8"], "invalid choice"),
@@ -154,6 +172,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_a_checkpoint(tiny, tmp_p
 
 
 def test_bf16_trains_and_says_so(tiny, tmp_path):
-    result = dimml.main(["--dataset", tiny, "--batch-size", "8", "--epochs", "2", "--fusion-epochs", "1", "--amp", "bf16",
-                         "--out", str(tmp_path)])
-    assert result["amp"] == "bfloat16" and all(np.isfinite(list(e["loss"].values())).all() for e in result["epochs"])
+    command = ["--dataset", tiny, "--batch-size", "8", "--epochs", "2", "--fusion-epochs", "1", "--amp", "bf16", "--out"]
+    results = [dimml.main([*command, str(tmp_path / out)]) for out in "ab"]
+    assert results[0]["amp"] == "bfloat16" and comparable(results[0]) == comparable(results[1])
+    files = [tmp_path / out / "dimml-tiny-official-seed0.pt" for out in "ab"]
+    assert same_weights(*files)
+    assert all(value.isfinite().all() for value in torch.load(files[0], weights_only=True)["model"].values())
+
+
+def test_fp16_trains_through_the_overflows_of_its_first_steps(tiny, tmp_path):
+    result = joint_baseline.main(["--dataset", tiny, "--batch-size", "8", "--epochs", "3", "--amp", "fp16", "--out", str(tmp_path)])
+    assert result["amp"] == "float16" and all(np.isfinite(epoch["loss"]["joint"]) for epoch in result["epochs"])
+
+
+def test_without_git_a_run_still_ends(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    result = joint_baseline.main(["--dataset", tiny, "--modality", "image", "--batch-size", "8", "--epochs", "1", "--out", str(tmp_path)])
+    assert result["commit"] is None
