@@ -181,7 +181,7 @@ def test_bf16_trains_and_says_so(tiny, tmp_path):
 
 
 def test_fp16_trains_through_the_overflows_of_its_first_steps(tiny, tmp_path):
-    result = joint_baseline.main(["--dataset", tiny, "--batch-size", "8", "--epochs", "3", "--amp", "fp16", "--out", str(tmp_path)])
+    result = joint_baseline.main(["--dataset", tiny, "--batch-size", "8", "--epochs", "2", "--amp", "fp16", "--out", str(tmp_path)])
     assert result["amp"] == "float16" and all(np.isfinite(epoch["loss"]["joint"]) for epoch in result["epochs"])
 
 
