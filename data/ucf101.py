@@ -40,15 +40,23 @@ def index(raw, options):
             clip = file.removesuffix(".avi")
             if kind not in classes or not re.search(r"_g\d\d_c\d\d$", clip):
                 raise DataError(f"{lists / f'{part}list01.txt'}: {line!r} is not <Class>/v_<Class>_gXX_cYY.avi")
-            folders = [flow / "u" / clip, flow / "v" / clip] if not avi and (flow / "u").is_dir() else [flow / clip] if not avi else []
-            files = [videos / kind / file] if avi else [pictures / clip, *folders]
+            if avi:
+                files = [videos / kind / file]
+            elif (flow / "u").is_dir():
+                files = [pictures / clip, flow / "u" / clip, flow / "v" / clip]
+            else:
+                files = [pictures / clip, flow / clip]
             items.append(Item(clip, classes.index(kind), clip[:-4], [spelled(path) for path in files]))
             official[clip] = code
-    name = "flow" if options["flow"] == "tvl1" else f"flow_{options['flow']}"
-    modalities = {name: {"kind": "flow", "shape": (FLOW_FRAMES, 2, 256, 256), "framed": True},
+    modalities = {flow_name(options): {"kind": "flow", "shape": (FLOW_FRAMES, 2, 256, 256), "framed": True},
                   "rgb": {"kind": "rgb", "shape": (1, 3, 256, 256), "framed": True}}
     return Index(items, classes, modalities, {"official": official, "clean": official}, EXPECTED,
                  [lists / "trainlist01.txt", lists / "testlist01.txt"])
+
+
+def flow_name(options):
+    """The modality's name: plain `flow` is TV-L1, any other method carries its own."""
+    return "flow" if options["flow"] == "tvl1" else f"flow_{options['flow']}"
 
 
 def spelled(path):
@@ -69,9 +77,8 @@ def check_flow(method):
 
 def decode(item, options):
     """rgb: the middle frame; flow: from ten consecutive frames around it to the next, u and v."""
-    name = "flow" if options["flow"] == "tvl1" else f"flow_{options['flow']}"
     frame, flow, size = from_video(item, options["flow"]) if item.files[0].endswith(".avi") else from_pictures(item)
-    return {name: flow, "rgb": frame[None]}, size
+    return {flow_name(options): flow, "rgb": frame[None]}, size
 
 
 def from_video(item, method):
