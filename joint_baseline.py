@@ -16,11 +16,10 @@ Where this file departs from published code, and why: results/DEVIATIONS.md.
 
 import argparse
 import json
-import os
 import platform
 import statistics
-import sys
 import time
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -34,7 +33,7 @@ from sklearn.preprocessing import StandardScaler
 from torchvision.models.resnet import BasicBlock, ResNet
 from tqdm import tqdm
 
-from data import DataError, checkpoint, cli, open_dataset, whole_file
+from data import DataError, checkpoint, cli, open_dataset, processes, whole_file
 
 # ---------------------------------------------------------------------------------------------------------- recipes
 # The first four are those of the DI-MML code, so that all scripts spend the same on an encoder (SGD with momentum 0.9
@@ -67,7 +66,7 @@ class Encoder(ResNet):
         x = rearrange(x, "b t c h w -> (b t) c h w")
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return reduce(x.float(), "(b t) d h w -> b d", "mean", b=batch)
+        return processes.gather(reduce(x.float(), "(b t) d h w -> b d", "mean", b=batch))
 # }}} shared
 
 
@@ -165,42 +164,38 @@ def train(run, kind):
 
 
 # ------------------------------------------------------------ shared with the other two scripts: a run {{{
-class Run:
-    """All around the method: data, device, precision, checkpoints, result.
+class Run(ExitStack):
+    """All around the method: data, device, precision, processes, checkpoints, result. Used as `with Run(...) as run`.
 
     A stage is a loop over `epochs`, each with `train_epoch` on {name: loss} and `evaluate` on {head: logits}.
     """
 
     def __init__(self, args, recipes, method, variant=""):
+        super().__init__()
         self.device, self.dtype, self.device_name = cli.pick_device(args.gpu, args.amp)
         self.ds = open_dataset(args.dataset, args.data_dir, args.split, args.val)
         if getattr(args, "modality", None):
             self.ds = self.ds.only(args.modality)
-        self.recipe = settle_recipe(args, recipes.get(self.ds.name, recipes["default"]))
+        self.recipe = cli.settle_recipe(args, recipes.get(self.ds.name, recipes["default"]))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         torch.use_deterministic_algorithms(True)
-        if not 0 <= args.seed < 2 ** 32:
-            raise DataError(f"--seed {args.seed} is not in 0 .. 2^32 - 1")
         torch.manual_seed(args.seed)                                # weights
         self.generator = torch.Generator().manual_seed(args.seed)   # order and augmentation
         self.sizes = {part: len(self.ds.indices(part)) for part in ("train", "val", "test")}
         self.config = {"method": method, "variant": variant, "dataset": self.ds.name, "split": self.ds.split,
                        "seed": args.seed, "val": args.val, "amp": str(self.dtype).removeprefix("torch."),
-                       "recipe": self.recipe, "data": self.ds.fingerprint}
+                       "processes": processes.count(), "recipe": self.recipe, "data": self.ds.fingerprint}
         label = f"{method}.{variant}" if variant else method
         self.path = f"{args.out}/{label}-{self.ds.name}-{self.ds.split}-seed{args.seed}"
-        self.args, self.records = args, []
-        found = checkpoint.load(self.path)
-        differing = [key for key in self.config if found and found["config"].get(key) != self.config[key]]
-        if differing:
-            raise DataError(f"{self.path}.pt was made with another {', '.join(differing)}: give this run its own --out")
-        self.checkpoint = found if args.resume else None
+        self.args, self.records, self.history = args, [], []       # epochs done; the losses of this epoch's steps
+        self.checkpoint = checkpoint.matching(self.path, self.config, args.resume)
         self.commit = self.checkpoint["commit"] if self.checkpoint else cli.commit()
-        os.makedirs(args.out, exist_ok=True)
         print(f"{label} on {self.ds.name}, split {self.ds.split}, seed {args.seed}: "
               + ", ".join(f"{size} {part}" for part, size in self.sizes.items())
               + f" items of {len(self.ds.classes)} classes; {self.device_name}, {self.config['amp']}, arrays "
               + ("on the device" if self.ds.resident(self.device) else "read from the memory map"), flush=True)
+        self.enter_context(checkpoint.lock(self.path))
+        self.interrupt = self.enter_context(cli.Interrupt())
 
     def restore(self, model):
         """The model on the device; when resuming, with the weights, records and random state of the checkpoint."""
@@ -211,7 +206,8 @@ class Run:
             self.model.load_state_dict(self.checkpoint["model"])
             self.generator.set_state(self.checkpoint["generator"])
             self.scaler.load_state_dict(self.checkpoint["scaler"])
-            self.records = self.checkpoint["records"]
+            self.records, self.history = self.checkpoint["records"], self.checkpoint["history"]
+        self.drawn_from = self.generator.get_state()
         return self.model
 
     def optimizer(self, parameters):
@@ -223,10 +219,10 @@ class Run:
 
     def epochs(self, stage, count, optimizer, lr_step):
         """Yield the epochs of a stage that are not done yet, with the learning rate set: x0.1 every `lr_step`."""
-        first = sum(record["stage"] == stage for record in self.records)
-        if first and self.checkpoint and self.records[-1]["stage"] == stage:
+        if self.checkpoint and self.checkpoint["stage"] == stage:
             optimizer.load_state_dict(self.checkpoint["optimizer"])
-        for epoch in range(first, count):
+        self.stage, self.stage_optimizer = stage, optimizer
+        for epoch in range(sum(record["stage"] == stage for record in self.records), count):
             start = time.time()
             rate = self.recipe["lr"] * 0.1 ** (epoch // lr_step)
             for group in optimizer.param_groups:
@@ -235,7 +231,8 @@ class Run:
             yield epoch
             self.record["seconds"] = time.time() - start
             self.records.append(self.record)
-            self.save(optimizer)
+            self.history, self.drawn_from = [], self.generator.get_state()
+            self.save()
             losses = " ".join(f"{name} {value:.3f}" for name, value in self.record["loss"].items())
             val = " ".join(f"{head} {100 * score['accuracy']:.1f}" for head, score in self.record["val"].items())
             print(f"{stage} {epoch + 1}/{count} | loss {losses} | val {val or '-'} | {self.record['items_per_second']:.0f} "
@@ -246,23 +243,26 @@ class Run:
 
         No step waits for the device: a loss that is not finite is found at the end, still before any checkpoint.
         """
-        batches = self.ds.batches("train", self.recipe["batch_size"], self.device, True, self.generator)
-        history, start = [], time.time()
-        for inputs, labels, index in tqdm(batches, disable=None, leave=False, unit="batch"):
+        batches = self.ds.batches("train", self.recipe["batch_size"], self.device, True, self.generator, len(self.history))
+        start, trained = time.time(), len(batches) * batches.batch_size
+        for inputs, labels, index in tqdm(batches, disable=processes.rank() > 0 or None, leave=False, unit="batch"):
             with self.autocast():
                 terms = losses(inputs, labels, index)
             optimizer.zero_grad(set_to_none=True)
             self.scaler.scale(sum(terms.values())).backward()
+            processes.average_gradients(optimizer)
             self.scaler.step(optimizer)
             self.scaler.update()
-            history.append(torch.stack([term.detach().float() for term in terms.values()]))
-        history = torch.stack(history).cpu()                            # (steps, terms)
+            self.history.append({name: term.detach().float() for name, term in terms.items()})
+            self.stop_if_interrupted()
+        processes.share_buffers(self.model)
+        history = torch.stack([torch.stack(list(terms.values())).cpu() for terms in self.history])      # (steps, terms)
         for step, term in (~history.isfinite()).nonzero().tolist():
-            items = batches.order[step * batches.batch_size:(step + 1) * batches.batch_size].tolist()
-            raise FloatingPointError(f"loss {list(terms)[term]!r} is {history[step, term]} in stage {self.record['stage']}, "
-                                     f"epoch {self.record['epoch']}, step {step}, items {items}: lower --lr or --amp off")
-        self.record["loss"] = dict(zip(terms, history.mean(0).tolist()))
-        self.record["items_per_second"] = len(batches.order) / (time.time() - start)
+            raise FloatingPointError(f"loss {list(self.history[0])[term]!r} is {history[step, term]} in stage {self.stage}, "
+                                     f"epoch {self.record['epoch']}, step {step}, items {batches.items(step)}: "
+                                     "lower --lr or --amp off")
+        self.record["loss"] = dict(zip(self.history[0], history.mean(0).tolist()))
+        self.record["items_per_second"] = trained / (time.time() - start)
 
     @torch.no_grad()
     def collect(self, function, part):
@@ -273,7 +273,9 @@ class Run:
             with self.autocast():
                 outputs.append({name: value.float() for name, value in function(inputs).items()})
             labels.append(y)
-        return {name: torch.cat([output[name] for output in outputs]) for name in outputs[0]}, torch.cat(labels)
+            self.stop_if_interrupted()
+        n = self.sizes[part]            # without the copies that make a last batch divisible by the processes
+        return {name: torch.cat([output[name] for output in outputs])[:n] for name in outputs[0]}, torch.cat(labels)[:n]
 
     def features(self, encoders, part):
         return self.collect(lambda inputs: {m: encoder(inputs[m]) for m, encoder in encoders.items()}, part)
@@ -284,10 +286,18 @@ class Run:
             outputs, labels = self.collect(logits, part) if self.sizes[part] else ({}, None)
             self.record[part] = {head: scores(output, labels) for head, output in outputs.items()}
 
-    def save(self, optimizer):
-        checkpoint.save(self.path, {
-            "config": self.config, "commit": self.commit, "records": self.records, "model": self.model.state_dict(),
-            "optimizer": optimizer.state_dict(), "scaler": self.scaler.state_dict(), "generator": self.generator.get_state()})
+    def save(self):
+        """A checkpoint, at the end of an epoch or, with the losses of its first steps, within one."""
+        if processes.rank() == 0:
+            checkpoint.save(self.path, {
+                "config": self.config, "commit": self.commit, "records": self.records, "history": self.history,
+                "stage": self.stage, "model": self.model.state_dict(), "optimizer": self.stage_optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(), "generator": self.drawn_from})
+
+    def stop_if_interrupted(self):
+        if self.interrupt.asked:
+            self.save()
+            raise KeyboardInterrupt
 
     def finish(self, logits, encoders, **extra):
         """Probe the encoders, write <path>.json, print the table, return the result."""
@@ -306,8 +316,9 @@ class Run:
                      "confidence": {h: [round(c, 4) for c in o.softmax(1).amax(1).tolist()] for h, o in outputs.items()}},
             "epochs": self.records,
         }
-        with whole_file(f"{self.path}.json") as file:
-            file.write(json.dumps(result).encode() + b"\n")
+        if processes.rank() == 0:
+            with whole_file(f"{self.path}.json") as file:
+                file.write(json.dumps(result).encode() + b"\n")
         print_table(result)
         print(f"written to {self.path}.json")
         return result
@@ -347,35 +358,6 @@ def print_table(result):
         print(f"  {row:22}" + "".join("-".rjust(width) if cell is None else f"{100 * cell:{width}.1f}"
                                       for cell, width in zip(cells, (9, 10, 11, 10, 8))))
     print("last: the final epoch, the number to quote; best test: chosen on the test set, as published code does")
-
-
-def common_flags(parser):
-    """The flags of all three scripts; what is not given comes from the recipe."""
-    add = parser.add_argument
-    add("--dataset", default="synthetic", help="a name under --data-dir or the path of a prepared folder")
-    add("--data-dir", default="datasets", help="where prepared datasets lie (default: %(default)s)")
-    add("--split", help="which of the dataset's splits (default: its first)")
-    add("--val", type=float, default=0.1, help="share of train held out if there is no val part (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of weights, order and augmentation (default: %(default)s)")
-    add("--gpu", type=int, help="GPU number (default: the first if there is one, else the CPU)")
-    add("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto", help="precision (default: %(default)s)")
-    add("--epochs", type=int, help="of the main stage; warm-up and learning-rate step scale along")
-    add("--batch-size", type=int)
-    add("--lr", type=float, help="of SGD")
-    add("--out", default="runs", help="folder for checkpoint and result (default: %(default)s)")
-    add("--resume", action="store_true", help="go on after the last checkpoint of the same run")
-
-
-def settle_recipe(args, recipe):
-    """The recipe with what the command line says instead. Raises DataError for a value that makes no sense."""
-    recipe, scale = dict(recipe), (args.epochs or recipe["epochs"]) / recipe["epochs"]
-    for key in {"warmup", "lr_step"} & set(recipe):
-        recipe[key] = max(key == "lr_step", round(recipe[key] * scale))
-    recipe.update({key: getattr(args, key) for key in recipe if getattr(args, key, None) is not None})
-    for key, value in recipe.items():
-        if isinstance(value, (int, float)) and not (value > 0 or value == 0 and key.endswith(("weight", "warmup"))):
-            raise DataError(f"--{key.replace('_', '-')} cannot be {value}")
-    return recipe
 # }}} shared
 
 
@@ -383,7 +365,7 @@ def main(argv=None):
     """Command line -> the result as a dict, the one written to JSON. Exits with code 2 for what a user can mend."""
     parser = argparse.ArgumentParser("joint_baseline.py", "python joint_baseline.py [--dataset NAME] [--gpu N] ...",
                                      __doc__.split("\n")[0])
-    common_flags(parser)
+    cli.common_flags(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--fusion", choices=["concat", "sum", "film", "gated"], default="concat",
                       help="the joint head (default: %(default)s)")
@@ -391,8 +373,8 @@ def main(argv=None):
     what.add_argument("--ensemble", action="store_true", help="train each modality alone and average their logits")
     args = cli.parse(parser, argv)
     kind = None if args.ensemble or args.modality else args.fusion
-    with cli.exit_codes(parser.prog):
-        return train(Run(args, RECIPES, "joint_baseline", args.modality or kind or "ensemble"), kind)
+    with cli.exit_codes(parser.prog), Run(args, RECIPES, "joint_baseline", args.modality or kind or "ensemble") as run:
+        return train(run, kind)
 
 
 if __name__ == "__main__":

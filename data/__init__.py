@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import checkpoint, cli, store, synthetic
+from data import checkpoint, cli, processes, store, synthetic
 from data.batches import Batches
 from data.store import PARTS, DataError, whole_file
 
-__all__ = ["DataError", "Dataset", "checkpoint", "cli", "open_dataset", "whole_file"]
+__all__ = ["DataError", "Dataset", "checkpoint", "cli", "open_dataset", "processes", "whole_file"]
 
 HOW_TO_GET = {  # what a user downloads for `python -m data.prepare NAME --raw DIR`
     "cremad": "CREMA-D (github.com/CheyneyComputerScience/CREMA-D): AudioWAV/*.wav and VideoFlash/*.flv",
@@ -43,9 +43,9 @@ class Dataset:
         """Item numbers of "train", "val" or "test", ascending, (n,) int64. Raises KeyError for another part."""
         return np.flatnonzero(self._parts == PARTS[part])
 
-    def batches(self, part, batch_size, device="cpu", augment=False, generator=None):
+    def batches(self, part, batch_size, device="cpu", augment=False, generator=None, done=0):
         """An iterator with a length over (inputs, labels, index): see `data.batches.Batches`."""
-        return Batches(self, part, batch_size, device, augment, generator)
+        return Batches(self, part, batch_size, device, augment, generator, done)
 
     def only(self, *names):
         """The same items with these modalities alone. Raises DataError for a name that is not there."""

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
+from data import processes
 from data.store import PICTURES, DataError
 
 WINDOW, HOP, RATE = 512, 512 - 353, 16_000   # samples, samples, Hz
@@ -110,21 +111,28 @@ class Batches:
 
     With `augment`, items come shuffled, pictures cropped and flipped, all drawn here from `generator`; what does not
     fill a last batch is left out, since BatchNorm's statistics of two items wreck a small training run (other items
-    each time). Without, every item comes once, in order and whole. Raises DataError for a batch larger than the part.
+    each time); `done` batches are drawn but not given, for a pass that goes on. Without, every item comes once, in order
+    and whole. Of several processes each has its share of the inputs, and the labels and index of the whole batch; copies
+    of the last item then make every batch divisible. Raises DataError for a batch that the part or the processes cannot fill.
     """
 
-    def __init__(self, ds, part, batch_size, device, augment=False, generator=None):
-        self.ds, self.batch_size, self.device = ds, batch_size, torch.device(device)
+    def __init__(self, ds, part, batch_size, device, augment=False, generator=None, done=0):
+        self.ds, self.batch_size, self.device, self.done = ds, batch_size, torch.device(device), done
         self.order = ds.indices(part)
         self.boxes = {}
         if augment:
             self.order = self.order[torch.randperm(len(self.order), generator=generator).numpy()]
             if batch_size > len(self.order):
                 raise DataError(f"batch size {batch_size} is larger than the {len(self.order)} {part} items")
+            if batch_size % processes.count():
+                raise DataError(f"batch size {batch_size} cannot be split evenly over {processes.count()} processes")
             self.order = self.order[:len(self.order) // batch_size * batch_size]
             for name, mod in ds.modalities.items():
                 if mod.kind in PICTURES:
                     self.boxes[name] = self._draw(name, mod, generator)
+        else:
+            self.batch_size += -batch_size % processes.count()
+            self.order = np.append(self.order, np.repeat(self.order[-1:], -len(self.order) % processes.count()))
 
     def _draw(self, name, mod, generator):
         """Boxes of this pass as shares of the frame, mirrored ones with negative width: (n, 4) on the device."""
@@ -142,32 +150,40 @@ class Batches:
         return boxes.float().to(self.device)
 
     def __len__(self):
-        return -(-len(self.order) // self.batch_size)
+        return -(-len(self.order) // self.batch_size) - self.done
+
+    def items(self, step):
+        """The item numbers of a batch, counted from the first of the pass."""
+        return self.order[step * self.batch_size:(step + 1) * self.batch_size].tolist()
 
     def __iter__(self):
         resident = self.ds.resident(self.device)
         order = torch.from_numpy(self.order)
         labels = torch.from_numpy(self.ds.labels[self.order]).to(self.device)
         on_device = order.to(self.device)
+        starts = range(self.done * self.batch_size, len(self.order), self.batch_size)
+
+        def share(start):
+            """This process's part of the batch that begins at `start`."""
+            size = min(self.batch_size, len(self.order) - start) // processes.count()
+            return slice(start + processes.rank() * size, start + (processes.rank() + 1) * size)
 
         def fetch(start):
-            """The stored batch on the device: gathered there, or read from the memory map and sent over."""
+            """The stored share on the device: gathered there, or read from the memory map and sent over."""
             if resident:
-                return {name: array[on_device[start:start + self.batch_size]] for name, array in resident.items()}
-            rows = self.order[start:start + self.batch_size]
-            stored = {name: torch.from_numpy(mod.array[rows]) for name, mod in self.ds.modalities.items()}
+                return {name: array[on_device[share(start)]] for name, array in resident.items()}
+            stored = {name: torch.from_numpy(mod.array[self.order[share(start)]]) for name, mod in self.ds.modalities.items()}
             if self.device.type == "cuda":
                 stored = {name: array.pin_memory().to(self.device, non_blocking=True) for name, array in stored.items()}
             return stored
 
-        starts = range(0, len(self.order), self.batch_size)
         with ThreadPoolExecutor(1) as reader:                                # reads one batch ahead
-            ahead = reader.submit(fetch, 0)
+            ahead = reader.submit(fetch, starts[0]) if starts else None
             for start in starts:
                 stored = ahead.result()
                 if start + self.batch_size < len(self.order):
                     ahead = reader.submit(fetch, start + self.batch_size)
-                stop = start + self.batch_size
-                inputs = {name: to_input(mod, stored[name], self.boxes[name][start:stop] if name in self.boxes else None)
+                inputs = {name: to_input(mod, stored[name], self.boxes[name][share(start)] if name in self.boxes else None)
                           for name, mod in self.ds.modalities.items()}
+                stop = start + self.batch_size
                 yield inputs, labels[start:stop], on_device[start:stop]

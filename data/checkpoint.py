@@ -1,20 +1,50 @@
 """Checkpoints on disk: written whole or not at all, the one before kept, read without executing anything."""
 
+import fcntl
+import io
 import os
 import sys
+import zipfile
+from contextlib import contextmanager, suppress
 
 import torch
 
+from data import processes
 from data.store import DataError
+
+
+@contextmanager
+def lock(path):
+    """Keeps every other run from the name `path`. Raises DataError if one has it."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    if processes.rank() > 0:
+        yield
+        return
+    with open(f"{path}.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{path}: a run of this name is under way: wait for it, or give this one its own --out") from None
+        try:
+            yield
+        finally:
+            os.remove(file.name)
 
 
 def save(path, state):
     """Write `state` (tensors, numbers, strings, lists and dicts of them) to <path>.pt; what stood there becomes
     <path>.previous.pt. A kill at any moment leaves the newest of these whole that `load` will find."""
-    with open(f"{path}.pt.partial", "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    whole = io.BytesIO()
+    torch.save(state, whole)
+    try:
+        with open(f"{path}.pt.partial", "wb") as file:
+            file.write(whole.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:                     # a full disk
+        with suppress(FileNotFoundError):
+            os.remove(f"{path}.pt.partial")
+        raise
     if os.path.exists(f"{path}.pt"):
         os.replace(f"{path}.pt", f"{path}.previous.pt")
     os.replace(f"{path}.pt.partial", f"{path}.pt")
@@ -23,11 +53,14 @@ def save(path, state):
 def load(path):
     """The state in <path>.pt, else in one that a kill left unnamed, else in the one before; None if there is none.
 
-    Warns of each that cannot be read; raises DataError if none can.
+    Warns of each that cannot be read or whose checksums do not fit; raises DataError if none can.
     """
     unreadable = []
     for file in (f"{path}.pt", f"{path}.pt.partial", f"{path}.previous.pt"):
         try:
+            with zipfile.ZipFile(file) as archive:
+                if damaged := archive.testzip():
+                    raise zipfile.BadZipFile(f"{damaged} is damaged")
             return torch.load(file, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             continue
@@ -37,3 +70,17 @@ def load(path):
     if f"{path}.pt" in unreadable or f"{path}.previous.pt" in unreadable:
         raise DataError(f"no checkpoint can be read: remove {', '.join(unreadable)} to start over")
     return None
+
+
+def matching(path, config, resume):
+    """The checkpoint to go on from, or None. Raises DataError if there is one of another run, with or without `resume`:
+    a run under the same name would write over it."""
+    found = load(path)
+    if not found:
+        return None
+    then, now = (dict(c, **c["recipe"], **{f"data {k}": v for k, v in c["data"].items()}) for c in (found["config"], config))
+    differing = [f"{key} {then.get(key)} (now {now.get(key)})" for key in {**then, **now}
+                 if key not in ("recipe", "data") and then.get(key) != now.get(key)]
+    if differing:
+        raise DataError(f"{path}.pt was made with another {', '.join(differing)}: give this run its own --out")
+    return found if resume else None

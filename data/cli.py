@@ -1,14 +1,18 @@
 """What every command line here does: errors and interrupts, the device, the command that a result quotes."""
 
+import argparse
 import contextlib
+import math
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
+from data import processes
 from data.store import DataError
 
 
@@ -26,6 +30,24 @@ def exit_codes(prog):
     except KeyboardInterrupt:
         print(f"{prog}: interrupted; what was finished is kept (a method script goes on with --resume)", file=sys.stderr)
         sys.exit(130)
+    finally:
+        processes.leave()
+
+
+class Interrupt:
+    """While it is entered, Ctrl-C only sets `asked`, so that a run can end between two steps; a second one ends it at once."""
+
+    def __enter__(self):
+        self.asked = False
+        self.before = signal.signal(signal.SIGINT, self.ask if processes.rank() == 0 else signal.SIG_IGN)
+        return self
+
+    def ask(self, *_):
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __exit__(self, *_):
+        signal.signal(signal.SIGINT, self.before)
 
 
 def parse(parser, argv):
@@ -45,18 +67,64 @@ def commit():
 
 
 def pick_device(gpu, amp):
-    """--gpu and --amp -> device, dtype and the device's name. Raises DataError if there is no such GPU.
+    """--gpu and --amp -> device, dtype and the device's name; joins torchrun's processes. Raises DataError for no such GPU.
 
     auto: bfloat16 where the hardware multiplies it fast, else float16 on a GPU and float32 on a CPU.
     """
+    local = processes.join()
+    if local is not None and gpu is not None:
+        raise DataError("--gpu does not go with torchrun, which gives each process a GPU: choose them by CUDA_VISIBLE_DEVICES")
+    gpu = gpu if local is None or not torch.cuda.is_available() else local
     if gpu is not None and not 0 <= gpu < torch.cuda.device_count():
         raise DataError(f"--gpu {gpu}: this machine has {torch.cuda.device_count()} usable GPUs (without --gpu the CPU serves)")
     if torch.cuda.is_available():
         device, fast = torch.device("cuda", gpu or 0), torch.cuda.is_bf16_supported(including_emulation=False)
+        torch.cuda.set_device(device)
         name = torch.cuda.get_device_name(device)
     else:
         device, fast = torch.device("cpu"), torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
         name = f"CPU with {torch.get_num_threads()} threads"
+    if processes.count() > 1:
+        name = f"{processes.count()} x {name}"
+    if processes.rank() > 0:            # the first process speaks for all
+        sys.stdout = open(os.devnull, "w")
     if amp == "auto":
         amp = "bf16" if fast else "fp16" if device.type == "cuda" else "off"
     return device, {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[amp], name
+
+
+def seed(text):
+    if not text.isdecimal() or int(text) >= 2 ** 32:
+        raise argparse.ArgumentTypeError(f"{text} is not in 0 .. 2^32 - 1")
+    return int(text)
+
+
+def common_flags(parser):
+    """The flags of all three scripts; what is not given comes from the recipe."""
+    add = parser.add_argument
+    add("--dataset", default="synthetic", help="a name under --data-dir or the path of a prepared folder")
+    add("--data-dir", default="datasets", help="where prepared datasets lie (default: %(default)s)")
+    add("--split", help="which of the dataset's splits (default: its first)")
+    add("--val", type=float, default=0.1, help="share of train held out if there is no val part (default: %(default)s)")
+    add("--seed", type=seed, default=0, help="of weights, order and augmentation (default: %(default)s)")
+    add("--gpu", type=int, help="GPU number (default: the first if there is one, else the CPU)")
+    add("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto", help="precision (default: %(default)s)")
+    add("--epochs", type=int, help="of the main stage; warm-up and learning-rate step scale along")
+    add("--batch-size", type=int)
+    add("--lr", type=float, help="of SGD")
+    add("--out", default="runs", help="folder for checkpoint and result (default: %(default)s)")
+    add("--resume", action="store_true", help="go on after the last checkpoint of the same run")
+
+
+def settle_recipe(args, recipe):
+    """The recipe with what the command line says instead. Raises DataError for a value that makes no sense."""
+    recipe, scale = dict(recipe), (args.epochs or recipe["epochs"]) / recipe["epochs"]
+    for key in {"warmup", "lr_step"} & set(recipe):
+        recipe[key] = max(key == "lr_step", round(recipe[key] * scale))
+    recipe.update({key: getattr(args, key) for key in recipe if getattr(args, key, None) is not None})
+    for key, setting in recipe.items():
+        for value in setting if isinstance(setting, list) else [setting]:
+            may_be_0 = key.endswith(("weight", "warmup", "interaction"))
+            if isinstance(value, (int, float)) and not (0 < value < math.inf or value == 0 and may_be_0):
+                raise DataError(f"--{key.replace('_', '-')} cannot be {value}")
+    return recipe

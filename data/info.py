@@ -18,7 +18,7 @@ from torchvision.utils import flow_to_image
 from data import find_prepared, store
 from data.batches import log_spectrogram
 from data.cli import exit_codes
-from data.store import PARTS, UNUSED
+from data.store import PARTS, UNUSED, plain
 
 TILE = 128      # pixels, height and width of one picture of the contact sheet
 
@@ -32,7 +32,7 @@ def describe(folder):
         print(f"  {name:10} {mod.kind:12} {mod.array.dtype} {shape}, {mod.array.nbytes / 1e9:.2f} GB")
     print(f"skipped: {len(meta.get('skipped', {}))} items")
     for item, reason in meta.get("skipped", {}).items():
-        print(f"  {item}: {reason}")
+        print(f"  {plain(item)}: {plain(reason)}")
 
     for split, codes in splits.items():
         parts = [part for part, code in PARTS.items() if (codes == code).any()]
@@ -46,16 +46,17 @@ def describe(folder):
         if groups is None:
             print("  groups: none recorded, so leaks between parts cannot be seen")
             continue
-        names, of_part = meta.get("groups"), {part: set(groups[codes == PARTS[part]].tolist()) for part in parts}
+        names = [plain(name) for name in meta["groups"]] if "groups" in meta else None
+        of_part = {part: set(groups[codes == PARTS[part]].tolist()) for part in parts}
         print("  groups: " + ", ".join(f"{len(of_part[part])} in {part}" for part in parts))
         for i, a in enumerate(parts):
             for b in parts[i + 1:]:
                 shared = sorted(of_part[a] & of_part[b])
-                shown = ", ".join(str(names[g] if names else g) for g in shared[:5])
+                shown = ", ".join(names[g] if names else str(g) for g in shared[:5])
                 print(f"  in both {a} and {b}: {len(shared)}" + (f" ({shown}{', ...' if len(shared) > 5 else ''})" if shared else ""))
         if split == "clean" and names and len(names) < 200:
             for part in parts:
-                print(f"  {part}: " + " ".join(str(names[g]) for g in sorted(of_part[part])))
+                print(f"  {part}: " + " ".join(names[g] for g in sorted(of_part[part])))
 
 
 def tile(picture):

@@ -8,7 +8,8 @@
     group.npy                optional, (N,) int64: items of one group (actor, video) should not be split apart
     split.<name>.npy         (N,) uint8: 0 train, 1 val, 2 test, 255 unused
 
-It is written to `<folder>.partial` and renamed when whole, so a folder under its final name is complete.
+It is written to `<folder>.partial` and renamed when whole, so a folder under its final name is complete. It may come from
+anybody: reading one executes nothing, opens no file outside it and takes no number in it on trust.
 """
 
 import contextlib
@@ -18,6 +19,9 @@ import os
 import platform
 import re
 import shutil
+import stat
+import warnings
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +38,9 @@ KINDS = {  # kind: (dtype, dimensions of the array)
     "spectrogram": (np.float16, 4),  # (N, C, F, L) precomputed features
 }
 PICTURES = ("rgb", "view", "flow")
+LARGEST = 4096              # pixels, height or width that pictures are enlarged to; as stored they may be larger
+LARGEST_TEXT = 1 << 28      # bytes of meta.json or ids.txt
+LINE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")     # text that a terminal and UTF-8 can show
 
 
 class DataError(Exception):
@@ -92,7 +99,7 @@ def modality(kind, array, **options):
         raise DataError(f"kind {kind!r} cannot have {array.shape[2]} channels (array of shape {array.shape})")
     unknown = set(options) - set(Modality.OPTIONS[kind]) - ({"frame"} if kind in PICTURES else set())
     if unknown:
-        raise DataError(f"kind {kind!r} has no option {', '.join(sorted(unknown))}")
+        raise DataError(f"kind {kind!r} has no option {', '.join(sorted(map(repr, unknown)))}")
     if kind in PICTURES:
         height, width = array.shape[-2:]
         default = (224, 224) if (height, width) == (256, 256) else (height, width)
@@ -100,41 +107,64 @@ def modality(kind, array, **options):
         options["scale"] = options.get("scale", (0.08, 1.0))
         for key in ("size", "scale"):
             if not isinstance(options[key], (tuple, list)) or len(options[key]) != 2:
-                raise DataError(f"{key} is {options[key]!r}, not a pair")
+                raise DataError(f"{key} is {options[key]!r:.60}, not a pair")
             options[key] = tuple(options[key])
-        if not 0 < options["scale"][0] <= options["scale"][1] <= 1:
-            raise DataError(f"scale {options['scale']} is not 0 < smallest <= largest <= 1")
+        if not all(isinstance(side, int) and 0 < side <= max(LARGEST, *array.shape[-2:]) for side in options["size"]):
+            raise DataError(f"size {options['size']!r:.60} is not a height and a width in pixels, at most {LARGEST}")
+        smallest, largest = options["scale"]
+        if not (isinstance(smallest, (int, float)) and isinstance(largest, (int, float)) and 0 < smallest <= largest <= 1):
+            raise DataError(f"scale {options['scale']!r:.60} is not 0 < smallest <= largest <= 1")
+    for key in {"flip", "standardize"} & set(options):
+        if not isinstance(options[key], bool):
+            raise DataError(f"{key} is {options[key]!r:.60}, neither true nor false")
+    for key in {"mean", "std"} & set(options):
+        if not isinstance(options[key], (int, float)) or not abs(options[key]) < 1e30:
+            raise DataError(f"{key} is {options[key]!r:.60}, not a finite number")
     if kind == "spectrogram" and not options.get("std", 1.0) > 0:
         raise DataError(f"std {options['std']} is not above 0")
     return Modality(kind, array, **options)
 
 
+def plain(text):
+    """In one line, without what a terminal would obey or cannot show: for text that may come from anybody."""
+    return " ".join(LINE.findall(str(text)))
+
+
+def check_ids(ids):
+    """Raise DataError unless each id is one line of text and there once."""
+    for i in ids:
+        if not LINE.fullmatch(str(i)):
+            raise DataError(f"ids: each must be one line of text, not {str(i)!r:.60}")
+    if len(set(ids)) != len(ids):
+        raise DataError(f"ids: {len(set(ids))} different ones for {len(ids)} items, "
+                        f"{Counter(ids).most_common(1)[0][0]!r:.60} comes more than once")
+
+
 def check_items(modalities, labels, splits, classes, ids, groups=None):
-    """Raise DataError unless the arrays describe the same items: lengths, ranges, unique ids."""
-    n = len(labels)
+    """Raise DataError unless the arrays describe the same items: lengths (first, as they are cheap), ranges, unique ids."""
+    n = len(ids)
     if not modalities or n == 0:
         raise DataError("there are no modalities" if not modalities else "there are no items")
     for name, mod in modalities.items():
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-            raise DataError(f"modality name {name!r}: use a-z, 0-9 and _ (it becomes a file name)")
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in ("label", "group"):
+            raise DataError(f"modality name {name!r:.60}: use a-z, 0-9 and _, not label or group (it becomes a file name)")
         if len(mod.array) != n:
-            raise DataError(f"modality {name!r} has {len(mod.array)} items, there are {n} labels")
-        if mod.frame is not None and mod.frame.shape != (n, 2):
-            raise DataError(f"frame of modality {name!r} has shape {mod.frame.shape}, not ({n}, 2)")
-    if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(classes):
-        raise DataError(f"labels must be whole numbers 0 .. {len(classes) - 1}, one an item")
-    if len(ids) != n or len(set(ids)) != n:
-        raise DataError(f"ids: {len(set(ids))} different ones for {n} items")
-    if any(str(i).splitlines() != [str(i)] for i in ids):
-        raise DataError("ids: each must be one line of text, not empty")
-    if groups is not None and len(groups) != n:
-        raise DataError(f"groups: {len(groups)} for {n} items")
+            raise DataError(f"modality {name!r} has {len(mod.array)} items, there are {n} ids")
+        if mod.frame is not None and (mod.frame.shape != (n, 2) or mod.frame.dtype.kind not in "iu" or mod.frame.min() < 1):
+            raise DataError(f"frame of modality {name!r} must hold height and width in pixels for {n} items")
+    if not all(isinstance(name, str) and LINE.fullmatch(name) for name in classes):
+        raise DataError("classes: each name must be one line of text")
+    if labels.shape != (n,) or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(classes):
+        raise DataError(f"labels must be whole numbers 0 .. {len(classes) - 1}, one for each of {n} items")
+    check_ids(ids)
+    if groups is not None and (groups.shape != (n,) or groups.dtype.kind not in "iu"):
+        raise DataError(f"groups must be whole numbers, one for each of {n} items")
     if not splits:
         raise DataError("there is no split")
     for name, split in splits.items():
         if not re.fullmatch(r"[a-z0-9_]+", name):
-            raise DataError(f"split name {name!r}: use a-z, 0-9 and _ (it becomes a file name)")
-        if split.shape != (n,) or not np.isin(split, [*PARTS.values(), UNUSED]).all():
+            raise DataError(f"split name {name!r:.60}: use a-z, 0-9 and _ (it becomes a file name)")
+        if split.shape != (n,) or split.dtype.kind not in "iu" or not np.isin(split, [*PARTS.values(), UNUSED]).all():
             raise DataError(f"split {name!r} must hold 0 (train), 1 (val), 2 (test) or 255 (unused) for {n} items")
         for part in ("train", "test"):
             if not (split == PARTS[part]).any():
@@ -156,12 +186,13 @@ def whole_file(path):
             os.remove(partial)
 
 
-def sha256(path):
-    """Hex digest of a file's bytes."""
+def sha256(path, progress=lambda n: None):
+    """Hex digest of a file's bytes; `progress` is told of every block how long it was."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+            progress(len(block))
     return digest.hexdigest()
 
 
@@ -178,6 +209,7 @@ def write(folder, modalities, labels, splits, classes, ids, groups=None):
     if folder.exists():
         raise DataError(f"{folder} exists already: remove it or choose another name")
     labels, splits = np.asarray(labels), {name: np.asarray(split) for name, split in splits.items()}
+    groups = None if groups is None else np.asarray(groups)
     checked = {}
     for name, spec in modalities.items():
         try:
@@ -219,10 +251,10 @@ def finish(partial, folder, modalities, labels, splits, classes, ids, groups=Non
         "classes": list(classes),
         "modalities": {name: {"kind": mod.kind, "shape": list(mod.array.shape), **mod.options}
                        for name, mod in modalities.items()},
-        "splits": {name: {part: int((np.asarray(split) == code).sum()) for part, code in PARTS.items()}
-                   for name, split in splits.items()},
+        "splits": {name: counts(split) for name, split in splits.items()},
         **(notes or {}),
-        "sha256": {path.name: sha256(path) for path in sorted(partial.iterdir()) if path.suffix in (".npy", ".txt") and path.name not in leave_out},
+        "sha256": {path.name: sha256(path) for path in sorted(partial.iterdir())
+                   if path.suffix in (".npy", ".txt") and path.name not in leave_out},
         "versions": {"python": platform.python_version(), "numpy": np.__version__, **(notes or {}).get("versions", {})},
     }
     (partial / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
@@ -231,41 +263,110 @@ def finish(partial, folder, modalities, labels, splits, classes, ids, groups=Non
     os.replace(partial, folder)
 
 
+def counts(split):
+    """{part: how many items of it a split has}."""
+    return {part: int((np.asarray(split) == code).sum()) for part, code in PARTS.items()}
+
+
+def own_file(folder, name):
+    """The path of a file of a prepared folder. Raises DataError unless it is a plain file: no link to elsewhere, no pipe."""
+    path = Path(folder) / name
+    try:
+        mode = path.lstat().st_mode
+    except OSError as error:
+        raise DataError(f"{path} {'is missing' if isinstance(error, FileNotFoundError) else error.strerror}") from None
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{path} is no plain file: links are not followed, put the file itself there (the folder may be a link)")
+    return path
+
+
+def read_text(folder, name):
+    """The text of a file of a prepared folder. Raises DataError."""
+    path = own_file(folder, name)
+    if path.stat().st_size > LARGEST_TEXT:
+        raise DataError(f"{path} has {path.stat().st_size} bytes: no prepared folder has so long a one")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+
+
+def read_array(folder, name):
+    """An array of a prepared folder, a read-only memory map. Raises DataError, also where its length is not the header's."""
+    path = own_file(folder, name)
+    try:
+        with np.errstate(over="raise"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            array = np.lib.format.open_memmap(path, mode="r")
+        surplus = path.stat().st_size - array.offset - array.nbytes
+    except Exception as error:      # of any kind: NumPy evaluates a header that somebody may have made up
+        raise DataError(f"{path} cannot be read: {plain(error)[:200]}") from None
+    if surplus:
+        raise DataError(f"{path} cannot be read: it is {surplus} bytes longer than its header says")
+    return array
+
+
+def read_meta(folder):
+    """meta.json of a prepared folder as a dict, each entry of the kind that `finish` wrote, naming no file but the format's.
+
+    Raises DataError. Whether it agrees with the arrays is for `read` to see.
+    """
+    path = Path(folder) / "meta.json"
+    if not path.exists():
+        raise DataError(f"{folder} is not a prepared folder: it has no meta.json")
+    try:
+        meta = json.loads(read_text(folder, "meta.json"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
+        raise DataError(f"{path} is not of schema {SCHEMA}: prepare the dataset again")
+
+    def check(right, what):
+        if not right:
+            raise DataError(f"{path} is damaged: {what}; copy the folder again, or prepare the dataset again")
+
+    for key, kind in {"classes": list, "modalities": dict, "splits": dict, "sha256": dict}.items():
+        check(isinstance(meta.get(key), kind), f"{key} is not what it should be")
+    for key, kind in {"skipped": dict, "groups": list}.items():
+        check(isinstance(meta.get(key, kind()), kind), f"{key} is not what it should be")
+    for name in [*meta["modalities"], *meta["splits"]]:
+        check(re.fullmatch(r"[a-z0-9_]+", name), f"{name!r:.60} is no name of a modality or split")
+    for name, spec in meta["modalities"].items():
+        check(isinstance(spec, dict) and spec.get("kind") in list(KINDS), f"modality {name!r:.60} is of no known kind")
+        check(set(spec) <= {"kind", "shape", *Modality.OPTIONS[spec["kind"]]}, f"modality {name!r:.60} has unknown options")
+    always = {"ids.txt", "label.npy", *(f"{name}.npy" for name in meta["modalities"]),
+              *(f"split.{name}.npy" for name in meta["splits"])}
+    at_times = {"group.npy", *(f"{name}.frame.npy" for name in meta["modalities"])}
+    check(always <= set(meta["sha256"]) <= always | at_times, "sha256 does not list the files of its modalities and splits")
+    return meta
+
+
 def read(folder):
     """Open a prepared folder: (meta, modalities, labels, splits, ids, groups), arrays as read-only memory maps.
 
-    Raises DataError, naming the file, for whatever is missing or does not agree with meta.json.
+    Raises DataError, naming the file, for whatever is missing or does not agree with meta.json. The arrays' bytes are not
+    looked at, apart from labels, groups and splits: `python -m data.verify` does that.
     """
-    folder = Path(folder)
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{folder} is not a prepared folder: it has no meta.json") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder / 'meta.json'} cannot be read: {error}") from None
-    if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
-        raise DataError(f"{folder / 'meta.json'} is not of schema {SCHEMA}: prepare the dataset again")
-
-    def load(name):
+    meta, modalities = read_meta(folder), {}
+    ids, labels = read_text(folder, "ids.txt").splitlines(), read_array(folder, "label.npy")
+    splits = {name: read_array(folder, f"split.{name}.npy") for name in meta["splits"]}
+    groups = read_array(folder, "group.npy") if "group.npy" in meta["sha256"] else None
+    for name, spec in meta["modalities"].items():
+        array, options = read_array(folder, f"{name}.npy"), {key: spec[key] for key in spec if key not in ("kind", "shape")}
+        if list(array.shape) != spec.get("shape"):
+            raise DataError(f"{Path(folder) / name}.npy has shape {list(array.shape)}, meta.json says otherwise")
+        if f"{name}.frame.npy" in meta["sha256"]:
+            options["frame"] = read_array(folder, f"{name}.frame.npy")
         try:
-            return np.load(folder / name, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{folder / name} cannot be read: {error}") from None
-
+            modalities[name] = modality(spec["kind"], array, **options)
+        except DataError as error:
+            raise DataError(f"{folder}, modality {name!r}: {error}") from None
     try:
-        modalities = {}
-        for name, spec in meta["modalities"].items():
-            spec, array = dict(spec), load(f"{name}.npy")
-            if list(array.shape) != spec.pop("shape"):
-                raise DataError(f"{folder / name}.npy has shape {list(array.shape)}, meta.json says otherwise")
-            frame = load(f"{name}.frame.npy") if (folder / f"{name}.frame.npy").exists() else None
-            modalities[name] = modality(array=array, **spec, **({} if frame is None else {"frame": frame}))
-        labels, ids = load("label.npy"), (folder / "ids.txt").read_text(encoding="utf-8").splitlines()
-        splits = {name: load(f"split.{name}.npy") for name in meta["splits"]}
-        groups = load("group.npy") if (folder / "group.npy").exists() else None
         check_items(modalities, labels, splits, meta["classes"], ids, groups)
     except DataError as error:
         raise DataError(f"{folder}: {error}") from None
-    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(f"{folder / 'meta.json'} is damaged: {type(error).__name__} {error}") from None
+    if meta.get("items") != len(ids) or meta["splits"] != {name: counts(split) for name, split in splits.items()}:
+        raise DataError(f"{Path(folder) / 'meta.json'} counts other items than the arrays hold: copy or prepare the folder again")
+    if groups is not None and "groups" in meta and not 0 <= groups.min() <= groups.max() < len(meta["groups"]):
+        raise DataError(f"{Path(folder) / 'group.npy'} has groups that meta.json does not name: copy or prepare the folder again")
     return meta, modalities, labels, splits, ids, groups

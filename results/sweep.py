@@ -64,9 +64,8 @@ class Cell:
 def train_stage_1(argv):
     """Stage 1 of UDI and nothing else, under the variant's name "stage1only"; goes on where it was."""
     parser = argparse.ArgumentParser("udi.py")
-    udi.common_flags(parser)
-    with cli.exit_codes("stage 1 of udi.py"):
-        run = udi.Run(cli.parse(parser, argv), udi.RECIPES, "udi", "stage1only")
+    cli.common_flags(parser)
+    with cli.exit_codes("stage 1 of udi.py"), udi.Run(cli.parse(parser, argv), udi.RECIPES, "udi", "stage1only") as run:
         model = run.restore(udi.UDI({m: mod.in_channels for m, mod in run.ds.modalities.items()}, len(run.ds.classes)))
         for m in run.ds.modalities:
             udi.train_alone(run, model, m)

@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared/real"       # real samples, where there are any: the tests that use them are skipped without
+TRIALS = int(os.environ.get("NANOMML_TRIALS", 1))     # a long trial: so many times the random cases, and other ones each time
 sys.path.insert(0, str(ROOT))
 from data import store  # noqa: E402
 

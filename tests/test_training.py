@@ -100,7 +100,7 @@ def test_resume_refuses_another_run(tiny, tmp_path, capsys):
     for flags in (["--resume", "--lr", "0.5"], ["--lr", "0.5"]):       # nor may another run overwrite it
         with pytest.raises(SystemExit) as stop:
             joint_baseline.main([*command, *flags])
-        assert stop.value.code == 2 and "was made with another recipe" in capsys.readouterr().err
+        assert stop.value.code == 2 and "was made with another lr 0.003 (now 0.5)" in capsys.readouterr().err
 
 
 def test_a_kill_while_a_checkpoint_is_written_leaves_one(tmp_path, monkeypatch):
