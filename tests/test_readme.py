@@ -1,4 +1,4 @@
-"""What the README says can be typed as it stands."""
+"""What the README and the pages under docs/ say can be typed as it stands."""
 
 import functools
 import json
@@ -14,6 +14,7 @@ from results import table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 
 
 def test_bring_your_own_dataset(tmp_path):
@@ -36,8 +37,8 @@ def test_bring_your_own_dataset(tmp_path):
 
 
 def test_every_command_is_one_that_the_scripts_take():
-    commands = re.findall(r"python ((?:dimml|joint_baseline|udi)\.py[^`\n|&#]*)", README)
-    assert len(commands) >= 5
+    commands = re.findall(r"python ((?:dimml|joint_baseline|udi)\.py[^`\n|&#]*)", "".join(PAGES.values()))
+    assert len(commands) >= 15
     for command in commands:
         script, *words = command.split()
         flags = [word for word in words if word.startswith("--")]
@@ -50,11 +51,15 @@ def usage(script):
 
 
 def test_files_that_are_named_exist():
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert target.startswith("http") or (ROOT / target.split("#")[0]).exists(), target
-    for ledger_function in re.findall(r"\(`(?:\w+\.)*(\w+)(?<!\.py)`\)", (ROOT / "results/DEVIATIONS.md").read_text()):
-        sources = "".join(path.read_text() for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py")])
-        assert re.search(rf"(def|class) {ledger_function}\b", sources), ledger_function
+    for path, text in PAGES.items():
+        for target in re.findall(r"\]\(([^)]+)\)", text):
+            assert target.startswith("http") or (path.parent / target.split("#")[0]).exists(), f"{target} in {path.name}"
+    sources = "".join(path.read_text() for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py")])
+    ledger = re.findall(r"\((`[\w.]+`(?:, `[\w.]+`)*)\)", (ROOT / "results/DEVIATIONS.md").read_text())
+    functions = {name for named in ledger for name in re.findall(r"(\w+)`", named)} - {"py"}
+    assert len(functions) >= 20
+    for function in functions:
+        assert re.search(rf"(def|class) {function}\b", sources), function
 
 
 def test_the_results_are_those_of_the_runs():
