@@ -3,6 +3,7 @@
 import fcntl
 import io
 import os
+import shutil
 import sys
 import zipfile
 from contextlib import contextmanager, suppress
@@ -33,7 +34,7 @@ def lock(path):
 
 def save(path, state):
     """Write `state` (tensors, numbers, strings, lists and dicts of them) to <path>.pt; what stood there becomes
-    <path>.previous.pt. A kill at any moment leaves the newest of these whole that `load` will find."""
+    <path>.previous.pt. A kill at any moment leaves a whole <path>.pt."""
     whole = io.BytesIO()
     torch.save(state, whole)
     try:
@@ -41,17 +42,22 @@ def save(path, state):
             file.write(whole.getbuffer())
             file.flush()
             os.fsync(file.fileno())
-    except OSError:                     # a full disk
+    except OSError as error:            # a full disk, which does not say which file
         with suppress(FileNotFoundError):
             os.remove(f"{path}.pt.partial")
-        raise
+        raise OSError(error.errno, error.strerror, f"{path}.pt") from error
     if os.path.exists(f"{path}.pt"):
-        os.replace(f"{path}.pt", f"{path}.previous.pt")
+        with suppress(FileNotFoundError):
+            os.remove(f"{path}.previous.pt")
+        try:
+            os.link(f"{path}.pt", f"{path}.previous.pt")
+        except OSError:                 # a file system without hard links
+            shutil.copyfile(f"{path}.pt", f"{path}.previous.pt")
     os.replace(f"{path}.pt.partial", f"{path}.pt")
 
 
 def load(path):
-    """The state in <path>.pt, else in one that a kill left unnamed, else in the one before; None if there is none.
+    """The state in <path>.pt, else in a newer one that a kill left unnamed, else in the one before; None if there is none.
 
     Warns of each that cannot be read or whose checksums do not fit; raises DataError if none can.
     """

@@ -25,7 +25,8 @@ def exit_codes(prog):
     except BrokenPipeError:         # `... | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (DataError, OSError, FloatingPointError) as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
+        message = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+        print(f"{prog}: error: {message}", file=sys.stderr)
         sys.exit(1 if isinstance(error, FloatingPointError) else 2)
     except KeyboardInterrupt:
         print(f"{prog}: interrupted; what was finished is kept (a method script goes on with --resume)", file=sys.stderr)

@@ -181,6 +181,8 @@ def whole_file(path):
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error      # a full disk does not say which file
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(partial)
