@@ -8,7 +8,7 @@ clean     official without the train rows whose video also stands in val or test
 """
 
 from data.media import BadFile, fit_length, read_audio, read_frames, within
-from data.prepare import Index, Item, read_list
+from data.prepare import Index, Item, assign, read_list
 from data.store import PARTS, DataError
 
 SECONDS, FRAMES = 10, 4
@@ -18,23 +18,24 @@ EXPECTED = {"official": (3338, 402, 402)}      # train, val, test
 def index(raw, options):
     videos = next((folder for folder in (raw / "AVE_Dataset/AVE", raw) if any(folder.glob("*.mp4"))), raw / "AVE")
     home = next((folder for folder in (raw, videos.parent, videos) if (folder / "trainSet.txt").exists()), raw)
-    rows, lists = {}, []
+    rows, official, lists = {}, {}, []
     for part in PARTS:
         lists.append(home / f"{part}Set.txt")
         for line in read_list(lists[-1]):
             row = line.split("&")
             if row[1:2] == ["VideoID"]:
                 continue
-            if len(row) != 5 or not (row[3].isdigit() and row[4].isdigit()):
+            if len(row) != 5 or not (row[3].isdecimal() and row[4].isdecimal()):
                 raise DataError(f"{lists[-1]}: {line!r} is not Category&VideoID&Quality&StartTime&EndTime")
             category, video, _, start, stop = row
             if int(stop) > int(start):
-                rows[f"{video} {start}-{stop} {category}"] = (category, video, int(start), int(stop), PARTS[part])
+                name = f"{video} {start}-{stop} {category}"
+                rows[name] = (category, video, int(start), int(stop))
+                assign(official, name, PARTS[part], lists[-1])
     classes = sorted({row[0] for row in rows.values()})          # not the order of a file
     items = [Item(name, classes.index(category), video, [str(videos / f"{video}.mp4")], {"start": start, "stop": stop})
-             for name, (category, video, start, stop, _) in rows.items()]
-    official = {name: row[4] for name, row in rows.items()}
-    held_out = {row[1] for row in rows.values() if row[4] != PARTS["train"]}
+             for name, (category, video, start, stop) in rows.items()]
+    held_out = {rows[name][1] for name, code in official.items() if code != PARTS["train"]}
     clean = {name: code for name, code in official.items() if code != PARTS["train"] or rows[name][1] not in held_out}
     modalities = {"audio": {"kind": "audio", "shape": (SECONDS * 16_000,), "standardize": True},
                   "rgb": {"kind": "rgb", "shape": (FRAMES, 3, 256, 256), "framed": True}}

@@ -8,7 +8,7 @@ clean     no actor in two parts: test are the actors whose number divides by 5 (
 """
 
 from data.media import BadFile, evenly, fit_length, read_audio, read_frames
-from data.prepare import Index, Item, find_folder, read_list
+from data.prepare import Index, Item, assign, find_folder, read_list
 from data.store import DataError
 
 CLASSES = ["NEU", "HAP", "SAD", "FEA", "DIS", "ANG"]
@@ -24,7 +24,7 @@ def index(raw, options):
     official = {}
     for path in dict.fromkeys(lists):
         for line in read_list(path):
-            official[line.split(",")[0]] = 0 if path.name == "train.csv" else 2
+            assign(official, line.split(",")[0], 0 if path.name == "train.csv" else 2, path)
     notes = []
     if len({path.name for path in lists}) < 2:
         official = {}
@@ -33,7 +33,7 @@ def index(raw, options):
     items = []
     for name in sorted(ids | set(official)):
         parts = name.split("_")
-        if len(parts) != 4 or parts[2] not in CLASSES or not parts[0].isdigit():
+        if len(parts) != 4 or parts[2] not in CLASSES or not parts[0].isdecimal():
             raise DataError(f"{name!r} is no CREMA-D clip: actor_sentence_emotion_level expected")
         items.append(Item(name, CLASSES.index(parts[2]), parts[0],
                           [str(root / f"AudioWAV/{name}.wav"), str(root / f"VideoFlash/{name}.flv")]))

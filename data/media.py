@@ -58,6 +58,8 @@ def decode_stream(path, kind, what, keep=lambda frame: frame):
             except av.error.FFmpegError:
                 if not frames:
                     raise
+            except IndexError:      # PyAV's, after the last frame, over a stream that appeared on the way
+                pass
     except av.error.FFmpegError as error:
         raise BadFile(path, f"cannot be decoded: {error.strerror}") from None
     if not frames:
@@ -143,7 +145,7 @@ def read_picture(path, mode="RGB"):
                 picture = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
             array = np.asarray(picture.convert(mode))
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadFile(path, f"cannot be decoded: {error}") from None
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
@@ -193,7 +195,7 @@ def render(vertices, triangles, azimuth, elevation=30, size=256):
     shading on both sides of a face (ModelNet's faces do not agree on which is out), twice supersampled. Raises ValueError
     for a mesh without extent. Scan lines of all triangles are rasterised at once, the nearest fragment wins its pixel.
     """
-    centre = (vertices.max(0) + vertices.min(0)) / 2
+    centre = vertices.max(0) / 2 + vertices.min(0) / 2
     points = (vertices - centre) / max(np.abs(vertices - centre).max(), 1e-300)     # first to 1: squares stay finite
     radius = np.sqrt((points ** 2).sum(1).max())
     if not radius > 0 or not np.isfinite(points).all():

@@ -50,6 +50,8 @@ def decode(item, options):
             views = [render(vertices, triangles, azimuth) for azimuth in (0, 180)]
         except ValueError as error:
             raise BadFile(item.files[0], str(error)) from None
+        if min(view.min() for view in views) == 255:
+            raise BadFile(item.files[0], "shows nothing: too thin, or a corner far away from all others")
     else:
         views = [resize(read_picture(path, "L")) for path in item.files]
     return {"front": views[0][None], "rear": views[1][None]}, None

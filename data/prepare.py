@@ -3,8 +3,9 @@
     python -m data.prepare ave --raw DIR
 
 decodes on all cores into `datasets/ave.partial` and renames it to `datasets/ave` when whole. Killed and started again,
-it goes on where it was and ends with the same bytes. A file that cannot be used is named at the end and fails the run,
-after everything else was done; with --skip-bad its item is left out of every split and recorded in meta.json.
+it goes on where it was and ends with the same bytes. A file that cannot be used, or takes its decoder longer than
+TIME_LIMIT, is named at the end and fails the run, after everything else was done; with --skip-bad its item is left out of
+every split and recorded in meta.json.
 
 A dataset's module (`data.ave`, ...) says where its raw files lie, which splits there are and how one item is decoded:
 
@@ -23,9 +24,8 @@ import signal
 import sys
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from multiprocessing import connection
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +34,10 @@ from tqdm import tqdm
 from data import HOW_TO_GET, store
 from data.cli import exit_codes
 from data.media import BadFile
-from data.store import KINDS, PARTS, PICTURES, UNUSED, DataError
+from data.store import KINDS, PARTS, PICTURES, UNUSED, DataError, plain
 
 TODO, DONE, BAD = 0, 1, 2
+TIME_LIMIT = 600      # seconds for one item; TV-L1 flow, the slowest, takes a tenth of it on a slow core
 
 
 @dataclass
@@ -82,6 +83,12 @@ def read_list(path):
         raise DataError(f"the list {path} cannot be read: {error}") from None
 
 
+def assign(codes, item, part, path):
+    """Put an item into a part of a split, {item id: code}. Raises DataError if a list put it into another one before."""
+    if codes.setdefault(item, part) != part:
+        raise DataError(f"{path}: {item!r} stands in another list too, an item cannot be in two parts")
+
+
 def check_complete(index, name, skip_bad):
     """Raise DataError for missing files or counts that are not those of the complete download."""
     missing = [path for path in dict.fromkeys(path for item in index.items for path in item.files) if not os.path.exists(path)]
@@ -112,11 +119,11 @@ def work(name, item, number, options, folder):
     try:
         arrays, frame = importlib.import_module(f"data.{name}").decode(item, options)
     except BadFile as error:
-        return str(error)
-    except (MemoryError, OSError, ImportError):      # the machine's fault, not the file's
+        return plain(error)
+    except (OSError, ImportError):      # the machine's fault, not the file's
         raise
     except Exception as error:      # whatever else a strange file leads to must not end the run
-        return f"{item.files[0]}: {type(error).__name__}: {error}"
+        return plain(f"{item.files[0]}: {type(error).__name__}: {error}")
     if frame is not None:
         arrays.update({path.stem: np.array(frame, np.int32) for path in folder.glob("*.frame.npy")})
     for key, array in arrays.items():
@@ -128,12 +135,73 @@ def work(name, item, number, options, folder):
     return None
 
 
-def begin_worker():
-    """One thread a worker; an interrupt is the parent's to handle, and none outlives a parent that was killed."""
+def serve(pipe, name, options, folder):
+    """A worker process: decodes the items that come through the pipe, one at a time, and sends back what `work` returns.
+
+    One thread; an interrupt is the parent's to handle, and no worker outlives a parent that was killed.
+    """
     import torch
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+    answer = None                       # the first one says only that the worker is there
+    while True:
+        pipe.send(answer)
+        item, number = pipe.recv()
+        try:
+            answer = work(name, item, number, options, folder)
+        except Exception as error:      # a full disk, say: the parent's to raise
+            answer = error
+
+
+def decode_all(name, items, todo, options, folder, workers):
+    """Decode the items whose numbers are in `todo`; yields (number, None or why it cannot be used) as each is done.
+
+    The parent hands out one item at a time and looks at the clock. A worker that hangs is ended from here and replaced: nothing
+    inside it could, as a decoder that does not return lets neither signals nor threads run. Raises what a worker raised,
+    and DataError for a worker that was ended from outside.
+    """
+    context, todo = multiprocessing.get_context("spawn"), [int(number) for number in todo]
+    crew, busy = {}, {}                 # by pipe: the process; the number it works on and since when
+
+    def hire():
+        ours, theirs = context.Pipe()
+        crew[ours] = context.Process(target=serve, args=(theirs, name, options, folder), daemon=True)
+        crew[ours].start()
+        theirs.close()                  # the worker's end is its alone, and ends with it
+
+    try:
+        for _ in range(min(workers, len(todo))):
+            hire()
+        while crew:
+            for pipe in connection.wait(crew, timeout=1):
+                following = todo.pop(0) if todo else None
+                try:
+                    answer = pipe.recv()
+                    if following is not None:
+                        pipe.send((items[following], following))
+                except (EOFError, OSError):
+                    raise DataError("a worker process was ended from outside (out of memory? fewer --workers need less); "
+                                    "what is done is kept, the same command goes on") from None
+                if isinstance(answer, Exception):
+                    raise answer
+                number, _ = busy.pop(pipe, (None, None))
+                if following is None:
+                    crew.pop(pipe).kill()
+                else:
+                    busy[pipe] = following, time.monotonic()
+                if number is not None:
+                    yield number, answer
+            for pipe, (number, since) in list(busy.items()):
+                if time.monotonic() - since > TIME_LIMIT and not pipe.poll():
+                    del busy[pipe]
+                    crew.pop(pipe).kill()
+                    if todo:
+                        hire()
+                    yield number, plain(f"{items[number].files[0]}: is not decoded after {TIME_LIMIT} s, which may be for ever")
+    finally:
+        for process in crew.values():
+            process.kill()
 
 
 def allocate(folder, index, fingerprint):
@@ -189,6 +257,7 @@ def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=F
         raise DataError(f"--raw {raw} is no folder")
     index = module.index(Path(raw), options)
     index.items.sort(key=lambda item: item.id)      # the order of files on a disk must not matter
+    store.check_ids([item.id for item in index.items])
     if limit:
         keep_first(index, limit)
     else:
@@ -209,21 +278,11 @@ def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=F
     state = np.load(partial / "state.npy", mmap_mode="r+")
     todo = np.flatnonzero(state != DONE)
     reasons, start = {}, time.time()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers or os.cpu_count(), context, begin_worker) as pool:
-        jobs = {pool.submit(work, name, index.items[i], int(i), options, partial): i for i in todo}
-        try:
-            for job in lines_or_bar(as_completed(jobs), len(jobs), "item"):
-                reason, i = job.result(), jobs[job]
-                state[i] = BAD if reason else DONE
-                if reason:
-                    reasons[index.items[i].id] = reason
-        except BrokenProcessPool:
-            raise DataError("a worker process was ended from outside (out of memory? fewer --workers need less); what is done "
-                            "is kept, the same command goes on") from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    answers = decode_all(name, index.items, todo, options, partial, workers or os.cpu_count())
+    for i, reason in lines_or_bar(answers, len(todo), "item"):
+        state[i] = BAD if reason else DONE
+        if reason:
+            reasons[index.items[i].id] = reason
     if reasons:
         print(f"{len(reasons)} of {len(index.items)} items cannot be used:", file=sys.stderr)
         for item, reason in sorted(reasons.items()):
@@ -247,7 +306,8 @@ def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=F
     groups = np.searchsorted(group_names, [item.group for item in index.items])
     notes = {"skipped": dict(sorted(reasons.items())), "notes": index.notes, "groups": group_names, "options": options,
              "lists": {Path(path).name: store.sha256(path) for path in index.lists}, "versions": decoder_versions()}
-    store.finish(partial, folder, modalities, labels, splits, index.classes, ids, groups, notes, leave_out=("state.json", "state.npy"))
+    store.finish(partial, folder, modalities, labels, splits, index.classes, ids, groups, notes,
+                 leave_out=("state.json", "state.npy"))
     seconds = time.time() - start
     print(f"{folder}: {len(ids) - len(reasons)} items in {seconds:.0f} s" + (f", {len(reasons)} left out" if reasons else ""))
     for split, codes in splits.items():

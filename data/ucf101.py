@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from data.media import BadFile, decode_stream, read_picture, resize
-from data.prepare import Index, Item, find_folder, read_list
+from data.prepare import Index, Item, assign, find_folder, read_list
 from data.store import DataError
 
 EXPECTED = {"official": (9537, 0, 3783)}       # train, val, test
@@ -24,7 +24,10 @@ FLOW_FRAMES, BOUND = 10, 20      # pixels of motion that become 0 and 255
 
 def index(raw, options):
     lists = find_folder(raw, "ucfTrainTestlist", "UCF-101/ucfTrainTestlist")
-    classes = [line.split()[1] for line in read_list(lists / "classInd.txt")]
+    numbered = [line.split() for line in read_list(lists / "classInd.txt")]
+    if any(len(row) != 2 for row in numbered):
+        raise DataError(f"{lists / 'classInd.txt'}: each line should be a number and a class")
+    classes = [kind for _, kind in numbered]
     avi = (raw / "UCF-101").is_dir() or any(raw.glob("*/v_*.avi"))
     if avi:
         videos = raw / "UCF-101" if (raw / "UCF-101").is_dir() else raw
@@ -47,7 +50,7 @@ def index(raw, options):
             else:
                 files = [pictures / clip, flow / clip]
             items.append(Item(clip, classes.index(kind), clip[:-4], [spelled(path) for path in files]))
-            official[clip] = code
+            assign(official, clip, code, lists / f"{part}list01.txt")
     modalities = {flow_name(options): {"kind": "flow", "shape": (FLOW_FRAMES, 2, 256, 256), "framed": True},
                   "rgb": {"kind": "rgb", "shape": (1, 3, 256, 256), "framed": True}}
     return Index(items, classes, modalities, {"official": official, "clean": official}, EXPECTED,

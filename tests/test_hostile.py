@@ -1,6 +1,7 @@
 """Prepared folders that are damaged, or made to do harm: one clear line each, nothing executed, nothing outside touched."""
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -77,6 +78,12 @@ def long_list(folder):
         file.truncate(1 << 43)       # 8 TB of zeros that take no room on the disk
 
 
+def no_numbers(folder):
+    features = np.load(folder / "audio.npy")
+    features[1, 0, 0, 0], features[5, 0, 2, 3] = np.nan, np.inf
+    put(folder, "audio", features)
+
+
 READ = {       # what `open_dataset` refuses by itself, and what it says
     "no meta.json": (lambda f: (f / "meta.json").unlink(), "no meta.json"),
     "half a meta.json": (lambda f: (f / "meta.json").write_text('{"schema": 1,'), "meta.json cannot be read: Expecting"),
@@ -85,7 +92,8 @@ READ = {       # what `open_dataset` refuses by itself, and what it says
     "another schema": (lambda f: edit(f, lambda m: m.update(schema=2)), "is not of schema 1: prepare the dataset again"),
     "another count": (lambda f: edit(f, lambda m: m.update(items=9)), "counts other items than the arrays hold"),
     "another split's count": (lambda f: edit(f, lambda m: m["splits"]["official"].update(train=5)), "counts other items"),
-    "another shape": (lambda f: edit(f, lambda m: m["modalities"]["audio"].update(shape=[8, 1, 8, 9])), "meta.json says otherwise"),
+    "another shape": (lambda f: edit(f, lambda m: m["modalities"]["audio"].update(shape=[8, 1, 8, 9])),
+                      "meta.json says otherwise"),
     "no such option": (lambda f: edit(f, lambda m: m["modalities"]["audio"].update(array="x")), "has unknown options"),
     "a std of 0": (lambda f: edit(f, lambda m: m["modalities"]["audio"].update(std=0)), "std 0 is not above 0"),
     "a mean that is no number": (lambda f: edit(f, lambda m: m["modalities"]["audio"].update(mean=float("nan"))),
@@ -96,45 +104,53 @@ READ = {       # what `open_dataset` refuses by itself, and what it says
     "fewer group names": (lambda f: edit(f, lambda m: m["groups"].pop()), "group.npy has groups that meta.json does not name"),
     "a file by an absolute path": (lambda f: edit(f, lambda m: m["modalities"].update({"/etc/passwd": m["modalities"]["audio"]})),
                                    "'/etc/passwd' is no name of a modality"),
-    "a file above": (lambda f: edit(f, lambda m: m["splits"].update({"../secret": {}})), "'../secret' is no name of a modality or"),
-    "a SHA-256 of a file above": (lambda f: edit(f, lambda m: m["sha256"].update({"../secret.npy": "0" * 64})), "sha256 does not"),
+    "a file above": (lambda f: edit(f, lambda m: m["splits"].update({"../secret": {}})),
+                     "'../secret' is no name of a modality or"),
+    "a SHA-256 of a file above": (lambda f: edit(f, lambda m: m["sha256"].update({"../secret.npy": "0" * 64})),
+                                  "sha256 does not"),
     "a SHA-256 too few": (lambda f: edit(f, lambda m: m["sha256"].pop("ids.txt")), "sha256 does not list the files"),
     "a missing array": (lambda f: (f / "audio.npy").unlink(), "audio.npy is missing"),
     "a cut array": (lambda f: (f / "audio.npy").write_bytes((f / "audio.npy").read_bytes()[:-8]), "audio.npy cannot be read"),
     "a cut header": (lambda f: (f / "label.npy").write_bytes((f / "label.npy").read_bytes()[:50]), "label.npy cannot be read"),
     "an enlarged array": (lambda f: append(f, "audio.npy", b"more"), "it is 4 bytes longer than its header says"),
-    "an array of 10 TB": (lambda f: (f / "audio.npy").write_bytes(header("(5000000000000, 1, 1, 1)")), "audio.npy cannot be read"),
-    "an array beyond 64 bit": (lambda f: (f / "audio.npy").write_bytes(header(f"({2 ** 62}, 2, 2, 2)")), "audio.npy cannot be read"),
-    "pickled objects": (lambda f: np.save(f / "label.npy", np.array([Harm()] * 8), allow_pickle=True), "label.npy cannot be read"),
+    "an array of 10 TB": (lambda f: (f / "audio.npy").write_bytes(header("(5000000000000, 1, 1, 1)")),
+                          "audio.npy cannot be read"),
+    "an array beyond 64 bit": (lambda f: (f / "audio.npy").write_bytes(header(f"({2 ** 62}, 2, 2, 2)")),
+                               "audio.npy cannot be read"),
+    "pickled objects": (lambda f: np.save(f / "label.npy", np.array([Harm()] * 8), allow_pickle=True),
+                        "label.npy cannot be read"),
     "a pickle": (lambda f: (f / "label.npy").write_bytes(pickle.dumps(Harm())), "label.npy cannot be read"),
     "an archive": (lambda f: np.savez(open(f / "label.npy", "wb"), a=np.zeros(8)), "label.npy cannot be read"),
-    "a link to elsewhere": (lambda f: link(f, "audio.npy", "../secret.npy"), "audio.npy is no plain file: links are not followed"),
+    "a link to elsewhere": (lambda f: link(f, "audio.npy", "../secret.npy"),
+                            "audio.npy is no plain file: links are not followed"),
     "a meta.json from elsewhere": (lambda f: link(f, "meta.json", "../secret.json"), "meta.json is no plain file"),
     "a link to nowhere": (lambda f: link(f, "ids.txt", "nowhere"), "ids.txt is no plain file"),
     "a pipe": (lambda f: pipe(f, "label.npy"), "label.npy is no plain file"),
     "ids of 8 TB": (long_list, "ids.txt has 8796093022208 bytes"),
-    "the same id twice": (lambda f: (f / "ids.txt").write_text("a\n" * 8), "1 different ones for 8 items, 'a' comes more than once"),
+    "the same id twice": (lambda f: (f / "ids.txt").write_text("a\n" * 8),
+                          "1 different ones for 8 items, 'a' comes more than once"),
     "an id too few": (lambda f: (f / "ids.txt").write_text("a\nb\n"), "there are 2 ids"),
     "labels out of range": (lambda f: put(f, "label", np.arange(8)), "labels must be whole numbers 0 .. 1"),
     "labels below 0": (lambda f: put(f, "label", np.full(8, -1)), "labels must be whole numbers 0 .. 1"),
     "labels that are no numbers": (lambda f: put(f, "label", np.full(8, np.nan)), "labels must be whole numbers 0 .. 1"),
     "a table of labels": (lambda f: put(f, "label", np.zeros((8, 2), int)), "labels must be whole numbers 0 .. 1"),
     "one label for all": (lambda f: put(f, "label", np.int64(0)), "labels must be whole numbers 0 .. 1"),
-    "an item in two parts": (lambda f: put(f, "split.official", np.array([0, 0, 0, 2, 0, 0, 0, 0 | 2 | 1], np.uint8)), "must hold 0"),
+    "an item in two parts": (lambda f: put(f, "split.official", np.array([0, 0, 0, 2, 0, 0, 0, 0 | 2 | 1], np.uint8)),
+                             "must hold 0"),
     "indices for codes": (lambda f: put(f, "split.official", np.array([0, 1, 2, 4, 5, 6, 99, 7], np.uint8)), "must hold 0"),
     "a list of indices": (lambda f: put(f, "split.official", np.array([0, 1, 2], np.uint8)), "must hold 0"),
     "frames without extent": (lambda f: put(f, "image.frame", np.zeros((8, 2), np.int32)), "frame of modality 'image' must hold"),
     "groups that are no numbers": (lambda f: put(f, "group", np.zeros(8)), "groups must be whole numbers"),
 }
 VERIFY = {      # what takes a look at every byte
-    "a flipped byte": (lambda f: flip(f, "image.npy", -5), "image.npy           changed: its SHA-256 is not the one in meta.json"),
+    "a flipped byte": (lambda f: flip(f, "image.npy", -5),
+                       "image.npy           changed: its SHA-256 is not the one in meta.json"),
     "a flipped label": (lambda f: flip(f, "label.npy", 128), "label.npy           changed"),
     "another id": (lambda f: (f / "ids.txt").write_text("".join(f"{i}\n" for i in range(8))), "ids.txt             changed"),
-    "an exchanged array": (lambda f: np.save(f / "image.npy", np.zeros((8, 1, 3, 8, 8), np.uint8)), "image.npy           changed"),
+    "an exchanged array": (lambda f: np.save(f / "image.npy", np.zeros((8, 1, 3, 8, 8), np.uint8)),
+                           "image.npy           changed"),
     "another SHA-256": (lambda f: edit(f, lambda m: m["sha256"].update({"audio.npy": 7})), "audio.npy           changed"),
-    "features that are no numbers": (lambda f: put(f, "audio", np.where(np.arange(8) % 4 == 1, np.nan, np.zeros((8, 1, 8, 8), np.float16).T).T
-                                                   .astype(np.float16)),
-                                     "audio.npy           damaged: features that are not finite in 2 items, the first number 1"),
+    "features that are no numbers": (no_numbers, "damaged: features that are not finite in 2 items, the first number 1"),
 }
 
 
@@ -179,7 +195,7 @@ def test_damage_is_one_clear_line(case, tmp_path, capsys, monkeypatch):
     folder = write(tmp_path / "mine")
     np.save(tmp_path / "secret.npy", np.load(folder / "audio.npy"))
     shutil.copy(folder / "meta.json", tmp_path / "secret.json")
-    open_dataset(folder)
+    assert command(folder, capsys)[0] == 0       # whatever Python loads at the first use is loaded now
     damage, message = (READ | VERIFY)[case]
     damage(folder)
     with watched(folder):
@@ -247,10 +263,12 @@ def replace(path, data):
     os.replace(path.with_suffix(".new"), path)
 
 
-odd = st.sampled_from(["", "../secret", "/etc/passwd", "audio", "label", "\x1b[2J", "two\nlines", "\ud800", "x" * 999, True, 0, -1, 2,
-                       10 ** 13, 10 ** 400, 0.5, 1e308, float("nan"), float("inf"), [4, 4], [10 ** 7, 10 ** 7], [1, 0.5], {}, [], None])
-anything = st.recursive(odd | st.integers() | st.floats() | st.text(max_size=9),
-                        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3), max_leaves=6)
+odd = st.sampled_from(["", "../secret", "/etc/passwd", "audio", "label", "\x1b[2J", "two\nlines", "\ud800", "x" * 999, True, None,
+                       0, -1, 2, 10 ** 13, 10 ** 400, 0.5, 1e308, float("nan"), float("inf"), [4, 4], [10 ** 7, 10 ** 7],
+                       [1, 0.5], {}, []])
+anything = st.recursive(odd | st.integers() | st.floats() | st.text(max_size=9), lambda inner: st.lists(
+    inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3), max_leaves=6)
+changes = st.tuples(st.integers(0, 999), st.sampled_from(["set", "remove", "add"]), anything)
 
 
 def nodes(tree):
@@ -262,7 +280,7 @@ def nodes(tree):
 
 
 @settings(fuzzed, max_examples=1000 * TRIALS)
-@given(changes=st.lists(st.tuples(st.integers(0, 999), st.sampled_from(["set", "remove", "add"]), anything), min_size=1, max_size=3))
+@given(changes=st.lists(changes, min_size=1, max_size=3))
 def test_any_entry_of_meta_json_may_be_anything(scratch, changes):
     whole = (scratch / "meta.json").read_bytes()
     meta = json.loads(whole)
@@ -274,9 +292,9 @@ def test_any_entry_of_meta_json_may_be_anything(scratch, changes):
         if action == "remove":
             del tree[key]
         elif action == "add" and isinstance(tree, dict):
-            tree[value if isinstance(value, str) else "more"] = value
+            tree[value if isinstance(value, str) else "more"] = copy.deepcopy(value)
         else:
-            tree[key] = value
+            tree[key] = copy.deepcopy(value)
     try:
         replace(scratch / "meta.json", json.dumps(meta).encode())
         opened = one_line_or_usable(scratch)
@@ -285,7 +303,7 @@ def test_any_entry_of_meta_json_may_be_anything(scratch, changes):
         replace(scratch / "meta.json", whole)
 
 
-damaged = st.tuples(st.integers(0, 2000), st.binary(max_size=8), st.integers(0, 2000))     # where, what instead, of how many bytes
+damaged = st.tuples(st.integers(0, 2000), st.binary(max_size=8), st.integers(0, 2000))   # where, what, instead of how many bytes
 
 
 @settings(fuzzed, max_examples=300 * TRIALS)
@@ -301,10 +319,11 @@ def test_any_bytes_of_meta_json_may_be_others(scratch, damage):
 
 
 sizes = st.sampled_from([0, 1, 2, 8, -1, True, 10 ** 13, 2 ** 62, 2 ** 63, 2 ** 64, 10 ** 30, "8", 8.0, None]) | st.integers(0, 9)
-types = st.sampled_from(["<i8", ">i8", "<u8", "|u1", "<f2", "<f8", "|O", "O", "|V0", "|V8", "<U0", "<U99999999", "<m8[s]", "|b1", "<c16",
-                         "i8,i8", "a5", [("a", "<i8")], [("a", "|O")], {}, 7, "(2,)i8", "\\d"]) | st.text(max_size=6)
-made_up = st.builds(lambda descr, order, shape, more: f"{{'descr': {descr!r}, 'fortran_order': {order!r}, 'shape': {tuple(shape)!r}, {more}}}",
-                    types, st.sampled_from([False, True, 0, "no"]), st.lists(sizes, max_size=6), st.sampled_from(["", "", "", "'x': 1", "["]))
+types = st.sampled_from(["<i8", ">i8", "<u8", "|u1", "<f2", "<f8", "|O", "O", "|V0", "|V8", "<U0", "<U99999999", "<m8[s]", "|b1",
+                         "<c16", "i8,i8", "a5", [("a", "<i8")], [("a", "|O")], {}, 7, "(2,)i8", "\\d"]) | st.text(max_size=6)
+made_up = st.builds(
+    lambda descr, order, shape, more: f"{{'descr': {descr!r}, 'fortran_order': {order!r}, 'shape': {tuple(shape)!r}, {more}}}",
+    types, st.sampled_from([False, True, 0, "no"]), st.lists(sizes, max_size=6), st.sampled_from(["", "", "", "'x': 1", "["]))
 
 
 @settings(fuzzed, max_examples=1000 * TRIALS)

@@ -326,17 +326,21 @@ def test_real_clips_and_meshes(tmp_path):
     assert ((front < 250).mean((1, 2, 3, 4)) > 0.05).all()
 
 
-def test_a_decoder_that_breaks_and_a_worker_that_dies_lose_nothing(tmp_path, monkeypatch, capsys):
+def test_a_decoder_that_breaks_one_that_hangs_and_a_worker_that_dies_lose_nothing(tmp_path, monkeypatch, capsys):
     raw.modelnet(tmp_path / "raw")
     (tmp_path / "odd.py").write_text(
-        "import os, data.modelnet40 as m\nm.EXPECTED, whole = {}, m.decode\n"
+        "import ctypes, os, data.modelnet40 as m\nm.EXPECTED, whole = {}, m.decode\n"
         "def odd(item, options):\n    if item.id.endswith('bed_0001'):\n        raise ZeroDivisionError('odd')\n"
         "    if item.id.endswith('lamp_0003') and os.environ.get('DIE'):\n        os._exit(1)\n"
-        "    return whole(item, options)\nm.decode = odd\nfrom data import prepare\nif __name__ == '__main__':\n    prepare.main()\n")
+        "    if item.id.endswith('lamp_0004'):      # C code that never returns, holding the interpreter's lock\n"
+        "        ctypes.PyDLL(None).sleep(9999)\n"
+        "    return whole(item, options)\nm.decode = odd\nfrom data import prepare\nprepare.TIME_LIMIT = 5\n"
+        "if __name__ == '__main__':\n    prepare.main()\n")
     command = [sys.executable, str(tmp_path / "odd.py"), "modelnet40", "--raw", str(tmp_path / "raw"), "--workers", "1",
                "--data-dir", str(tmp_path / "out")]
     died, ended = (subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT), "DIE": die}, capture_output=True, text=True)
                    for die in ("yes", ""))
     assert died.returncode == 2 and "a worker process was ended from outside" in died.stderr and "Traceback" not in died.stderr
     assert ended.returncode == 2 and "going on in" in ended.stdout
-    assert "1 of 12 items cannot be used" in ended.stderr and "bed_0001.off: ZeroDivisionError: odd" in ended.stderr
+    assert "2 of 12 items cannot be used" in ended.stderr and "bed_0001.off: ZeroDivisionError: odd" in ended.stderr
+    assert "lamp_0004.off: is not decoded after 5 s" in ended.stderr
