@@ -1,12 +1,15 @@
-"""What the data path costs, as ratios within one run (machines are shared and noisy, seconds elsewhere will differ).
+"""What the data path, the losses and the training steps cost, as ratios within one run: machines are shared and noisy, so
+seconds elsewhere will differ.
 
-    python results/benchmark.py [--raw cremad=DIR ave=DIR ...]
+    python results/benchmark.py [--gpu N] [--only SECTION ...] [--raw cremad=DIR ave=DIR ...]
+    python results/benchmark.py --readme          # write README's table from the files that stand
 
-Each figure is the median of five repetitions, in CPU time of one core; the result is written to
-results/benchmark-<device>.json. --raw also times the preparation of real files, of which a few are enough.
+Figures are medians of five repetitions and go to results/benchmark-<device>.json, a section at a time. Arrays are random
+bytes in the shapes of the datasets: good for throughput, not for accuracy. --raw times the preparation of real files.
 """
 
 import argparse
+import contextlib
 import importlib
 import io
 import json
@@ -14,6 +17,7 @@ import os
 import pickle
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,88 +25,394 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn as nn
+import torch.nn.functional as F
 import torchvision.transforms as transforms
 from PIL import Image
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from torchvision.models import resnet18
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from data import Dataset, media, store  # noqa: E402
+import dimml  # noqa: E402
+import joint_baseline  # noqa: E402
+import udi  # noqa: E402
+from data import cli, media, open_dataset, store  # noqa: E402
 
+HERE = Path(__file__).parent
+BEGIN, END = "<!-- results.benchmark begins -->", "<!-- results.benchmark ends -->"
 REPEATS = 5
+PICTURES = {"kind": "rgb", "shape": (1, 3, 256, 256)}
+SHAPES = {    # modalities as prepared; items in train and test
+    "cremad": ({"audio": {"kind": "audio", "shape": (48_000,)}, "rgb": {"kind": "rgb", "shape": (3, 3, 256, 256)}}, 6698, 744),
+    "ave": ({"audio": {"kind": "audio", "shape": (160_000,), "standardize": True},
+             "rgb": {"kind": "rgb", "shape": (4, 3, 256, 256)}}, 3338, 402),
+    "ucf101": ({"flow": {"kind": "flow", "shape": (10, 2, 256, 256)}, "rgb": PICTURES}, 9537, 3783),
+    "modelnet40": ({view: {"kind": "view", "shape": (1, 1, 256, 256)} for view in ("front", "rear")}, 9843, 2468),
+}
+
+
+def median_seconds(function, clock=time.perf_counter, device=None):
+    """Median time of `function()` over REPEATS calls, after one to warm up."""
+    spent = []
+    for _ in range(REPEATS + 1):
+        start = clock()
+        function()
+        if device is not None and device.type == "cuda":
+            torch.cuda.synchronize(device)
+        spent.append(clock() - start)
+    return statistics.median(spent[1:])
 
 
 def cpu_seconds(function):
-    """Median CPU time of `function()` over REPEATS calls, after one to warm up."""
-    function()
-    spent = []
-    for _ in range(REPEATS):
-        start = time.process_time()
-        function()
-        spent.append(time.process_time() - start)
-    return statistics.median(spent)
+    return median_seconds(function, time.process_time)
 
 
-def usual_dataset(n, frames, height, width, spectrogram):
+def random_folder(folder, modalities, n, frame=None):
+    """A prepared folder of random bytes, `n` items for train and 8 for test."""
+    rng, specs = np.random.default_rng(0), {}
+    for name, spec in modalities.items():
+        options = {key: value for key, value in spec.items() if key != "shape"}
+        shape = (n + 8, *spec["shape"])
+        array = (rng.integers(-3000, 3000, shape, dtype=np.int16) if spec["kind"] == "audio" else
+                 rng.integers(0, 256, shape, dtype=np.uint8))
+        specs[name] = {**options, "array": array} | ({"frame": np.tile(frame, (n + 8, 1))} if frame and spec["kind"] == "rgb" else {})
+    labels = np.arange(n + 8) % 4
+    return str(store.write(folder, specs, labels, {"official": np.where(np.arange(n + 8) < n, 0, 2)}, list("abcd"),
+                           [str(i) for i in range(n + 8)]))
+
+
+def quiet_run(script, name, argv):
+    """A script's Run on a folder, its output thrown away, entered and ready to train."""
+    parser = argparse.ArgumentParser(script.__name__)
+    cli.common_flags(parser)
+    with contextlib.redirect_stdout(io.StringIO()):
+        return script.Run(cli.parse(parser, [*argv, "--val", "0"]), script.RECIPES, name)
+
+
+class OneBatch:
+    """A pass of as many steps as `batches` has, each on its first batch, which is on the device already."""
+
+    def __init__(self, batches):
+        self.batch_size, self.steps, self.batch = batches.batch_size, len(batches), next(iter(batches))
+
+    def __len__(self):
+        return self.steps
+
+    def __iter__(self):
+        return iter([self.batch] * self.steps)
+
+
+def items_a_second(run, model, losses, one_batch):
+    """Median items a second of whole training passes, from the data or on one batch that is there already."""
+    optimizer, pass_over, figures = run.optimizer(model.parameters()), run.ds.batches, []
+    if one_batch:
+        still = OneBatch(pass_over("train", run.recipe["batch_size"], run.device, True, run.generator))
+        run.ds.batches = lambda *_: still
+    run.stage, run.record = "measured", {}
+    for _ in range(REPEATS + 1):
+        run.history = []
+        run.train_epoch(losses, optimizer)
+        figures.append(run.record["items_per_second"])
+    run.ds.batches = pass_over
+    return statistics.median(figures[1:])
+
+
+def gpu_flag(device):
+    return ["--gpu", str(device.index)] if device.type == "cuda" else []
+
+
+def epochs_of(device, name, batch, steps):
+    """A real training epoch of DI-MML's first stage against the same steps on one batch on the device: the limit."""
+    modalities, n_train, n_test = {**SHAPES, "synthetic": ({}, 256, 200)}[name]
+    with tempfile.TemporaryDirectory() as scratch:
+        dataset = "synthetic" if name == "synthetic" else random_folder(f"{scratch}/{name}", modalities, batch * steps)
+        with quiet_run(dimml, "dimml", ["--dataset", dataset, "--batch-size", str(batch), "--out", scratch, *gpu_flag(device)]) as run:
+            in_channels = {m: mod.in_channels for m, mod in run.ds.modalities.items()}
+            model = run.restore(dimml.DIMML(in_channels, len(run.ds.classes))).train()
+            for m in in_channels:
+                getattr(model, f"effective_{m}").copy_(torch.rand(512) < 0.5)
+
+            def losses(inputs, labels, _):
+                z = model.features(inputs)
+                logits = [*model.own_logits(z).values(), *map(model.shared_head, z.values())]
+                return {"all": sum(F.cross_entropy(o, labels) for o in logits) + dimml.duc_loss(z, model.effective(), 50.0)}
+
+            real, limit = (items_a_second(run, model, losses, one_batch) for one_batch in (False, True))
+            begun = time.perf_counter()
+            run.collect(model.features, "test")
+            epoch = n_train / real + n_test * (time.perf_counter() - begun) / run.sizes["test"]
+            return {"batch": batch, "precision": run.config["amp"], "items_a_second": real, "limit": limit,
+                    "share_of_limit": real / limit, "seconds_an_epoch": epoch,
+                    "minutes_a_full_run": epoch * (25 if name == "synthetic" else 150 + 20) / 60,
+                    "peak_device_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None}
+
+
+def epochs(device):
+    """All datasets' shapes; on a CPU small batches and few steps, which take long enough."""
+    batch, steps = (16, 20) if device.type == "cuda" else (4, 3)
+    return {"synthetic": epochs_of(device, "synthetic", 16, 16)} | {name: epochs_of(device, name, batch, steps) for name in SHAPES}
+
+
+# -------------------------------------------------------------------------------------------- the usual way
+class UsualDataset(TorchDataset):
     """As most repositories of the field load an item: JPEG frames through PIL and torchvision's transforms, one by one,
     and an unpickled float32 spectrogram. The files are held in memory, so that no disk is timed."""
-    rng = np.random.default_rng(0)
-    jpegs, augment = [], transforms.Compose([
-        transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
-        transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
-    for _ in range(n * frames):
-        coarse = Image.fromarray(rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8))
-        jpegs.append(io.BytesIO())
-        coarse.resize((width, height), Image.BICUBIC).save(jpegs[-1], "JPEG", quality=90)
-    pickled = pickle.dumps(rng.normal(size=spectrogram).astype(np.float32))
 
-    def load():
-        for item in range(n):
-            torch.stack([augment(Image.open(jpegs[item * frames + t]).convert("RGB")) for t in range(frames)])
-            torch.from_numpy(pickle.loads(pickled))
+    def __init__(self, n, frames, height, width, spectrogram):
+        rng = np.random.default_rng(0)
+        self.n, self.frames, self.jpegs = n, frames, []
+        self.augment = transforms.Compose([
+            transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
+            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])])
+        for _ in range(n * frames):
+            coarse = Image.fromarray(rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8))
+            jpeg = io.BytesIO()
+            coarse.resize((width, height), Image.BICUBIC).save(jpeg, "JPEG", quality=90)
+            self.jpegs.append(jpeg.getvalue())
+        self.pickled = pickle.dumps(rng.normal(size=spectrogram).astype(np.float32))
 
-    return load
+    def __len__(self):
+        return self.n
 
-
-def ours(n, frames, height, width, samples, folder):
-    """The same items from a prepared folder."""
-    rng = np.random.default_rng(0)
-    store.write(folder, {
-        "audio": {"kind": "audio", "array": rng.integers(-3000, 3000, (n, samples)).astype(np.int16), "standardize": True},
-        "rgb": {"kind": "rgb", "array": rng.integers(0, 256, (n, frames, 3, 256, 256), dtype=np.uint8),
-                "frame": np.tile([height, width], (n, 1))}},
-        np.arange(n) % 2, {"official": np.where(np.arange(n) < n - 1, 0, 2)}, ["a", "b"], [str(i) for i in range(n)])
-    _, modalities, labels, splits, ids, _ = store.read(folder)
-    ds = Dataset("made", "official", ["a", "b"], modalities, labels, ids, None, splits["official"], {}, 0)
-    generator = torch.Generator().manual_seed(0)
-
-    def augmented():
-        for _ in ds.batches("train", 16, "cpu", True, generator):
-            pass
-
-    def rows():       # what is left to the CPU where a GPU augments: the random numbers and the rows of the memory map
-        batches = ds.batches("train", 16, "cpu", True, generator)
-        for start in range(0, len(batches.order), 16):
-            for mod in modalities.values():
-                torch.from_numpy(mod.array[batches.order[start:start + 16]])
-
-    return augmented, rows
+    def __getitem__(self, item):
+        jpegs = self.jpegs[item * self.frames:(item + 1) * self.frames]
+        frames = torch.stack([self.augment(Image.open(io.BytesIO(jpeg)).convert("RGB")) for jpeg in jpegs])
+        return torch.from_numpy(pickle.loads(self.pickled))[None], frames, item % 4
 
 
-def loader():
-    """CPU time an item, in milliseconds, for the shapes of two of the datasets."""
+def usual_contrast(z_s, z_t, dimensions, tau):
+    """DUC for one pair as a Python loop over the batch."""
+    loss = 0
+    for i in range(len(z_s)):
+        numerator = torch.exp((z_s[i][dimensions] * z_t[i][dimensions]).sum() / tau)
+        denominator = sum(torch.exp((z_s[i][dimensions] * z_t[j][dimensions]).sum() / tau) for j in range(len(z_t)))
+        loss = loss - torch.log(numerator / denominator)
+    return loss / len(z_s)
+
+
+def usual_epoch(dataset, batch, device, dimensions):
+    """One epoch as usual: DataLoader with workers, float32, contiguous, loops in Python."""
+    def encoder(channels):
+        net = resnet18(weights=None)
+        net.conv1, net.fc = nn.Conv2d(channels, 64, 7, 2, 3, bias=False), nn.Identity()
+        return net.to(device)
+
+    audio, rgb = encoder(1), encoder(3)
+    heads = [nn.Linear(512, 4).to(device) for _ in range(3)]
+    parameters = [p for module in (audio, rgb, *heads) for p in module.parameters()]
+    optimizer = torch.optim.SGD(parameters, 1e-3, momentum=0.9, weight_decay=1e-4)
+    loader = DataLoader(dataset, batch, shuffle=True, num_workers=4 if device.type == "cuda" else 1, persistent_workers=True)
+
+    def one_pass():
+        right = [0] * 4
+        for spectrogram, frames, labels in loader:
+            spectrogram, frames, labels = spectrogram.to(device), frames.to(device), labels.to(device)
+            z = audio(spectrogram), rgb(frames.flatten(0, 1)).view(len(labels), -1, 512).mean(1)
+            own = [heads[m](z[m]) for m in (0, 1)]
+            loss = sum(F.cross_entropy(logits, labels) for logits in (*own, heads[2](z[0]), heads[2](z[1])))
+            for student in (0, 1):
+                loss = loss + usual_contrast(z[student], z[1 - student].detach(), dimensions[student], 50.0)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            for i in range(len(labels)):
+                right[labels[i].item()] += int(own[0][i].argmax().item() == labels[i].item())
+
+    return one_pass
+
+
+def usual_way(device):
+    """DI-MML's first stage on CREMA-D's shapes, end to end: items a second as usual and here."""
+    batch, steps = (16, 20) if device.type == "cuda" else (8, 2)
+    dimensions = [torch.rand(512) < 0.5 for _ in range(2)]
+    one_pass = usual_epoch(UsualDataset(batch * steps, 3, 360, 480, (257, 299)), batch, device, dimensions)
+    usual = batch * steps / median_seconds(one_pass, device=device)
+    ours = epochs_of(device, "cremad", batch, steps)["items_a_second"]
+    return {"batch": batch, "usual_items_a_second": usual, "ours_items_a_second": ours, "ratio": ours / usual}
+
+
+# ------------------------------------------------------------------------------------------------ the loader
+def loader(device):
+    """CPU time an item, in milliseconds: as usual; here with the augmentation on `device`; here without any."""
     figures = {}
-    for name, frames, height, width, samples, spectrogram in (
-            ("ave", 4, 360, 640, 160_000, (257, 1004)), ("cremad", 3, 360, 480, 48_000, (257, 299))):
-        n = 65        # 64 to train
-        with tempfile.TemporaryDirectory() as folder:
-            augmented, rows = ours(n, frames, height, width, samples, f"{folder}/made")
-            usual = cpu_seconds(usual_dataset(16, frames, height, width, spectrogram)) / 16 * 1e3
-            whole, read = (cpu_seconds(function) / 64 * 1e3 for function in (augmented, rows))
-        figures[name] = {"usual_ms": usual, "ours_augmented_on_cpu_ms": whole, "ours_rows_only_ms": read,
-                         "ratio_augmented_on_cpu": usual / whole, "ratio_rows_only": usual / read}
+    for name, height, width, spectrogram in (("ave", 360, 640, (257, 1004)), ("cremad", 360, 480, (257, 299))):
+        modalities, n = SHAPES[name][0], 64
+        frames = modalities["rgb"]["shape"][0]
+        usual = UsualDataset(16, frames, height, width, spectrogram)
+        with tempfile.TemporaryDirectory() as scratch:
+            ds = open_dataset(random_folder(f"{scratch}/{name}", modalities, n, (height, width)), val=0)
+            generator = torch.Generator().manual_seed(0)
+
+            def augmented():
+                for _ in ds.batches("train", 16, device, True, generator):
+                    pass
+
+            def rows():       # the random numbers and the rows of the memory map
+                batches = ds.batches("train", 16, "cpu", True, generator)
+                for step in range(len(batches)):
+                    for mod in ds.modalities.values():
+                        torch.from_numpy(mod.array[batches.items(step)])
+
+            as_usual = cpu_seconds(lambda: [usual[item] for item in range(16)]) / 16 * 1e3
+            whole, read = (cpu_seconds(function) / n * 1e3 for function in (augmented, rows))
+        figures[name] = {"usual_ms": as_usual, "ours_augmented_ms": whole, "ours_rows_only_ms": read,
+                         "ratio_augmented": as_usual / whole, "ratio_rows_only": as_usual / read}
     return figures
 
 
-def rendering():
+# --------------------------------------------------------------------------------- losses and single steps
+def losses(device):
+    """`duc_loss` at batch 64 against the loop; `effective_dimensions` at UCF101's size, its time and its memory."""
+    z = [torch.randn(64, 512, device=device, requires_grad=True) for _ in range(2)]
+    effective = {m: torch.rand(512, device=device) < 0.5 for m in "ab"}
+    transferred = [effective["b"] & ~effective["a"], effective["a"] & ~effective["b"]]
+
+    def fast():
+        dimml.duc_loss(dict(zip("ab", z)), effective, 50.0).backward()
+
+    def loop():
+        sum(usual_contrast(z[s], z[1 - s].detach(), transferred[s], 50.0) for s in (0, 1)).backward()
+
+    features, labels = torch.randn(9537, 512, device=device), torch.randint(0, 101, (9537,), device=device)
+    seconds = median_seconds(lambda: dimml.effective_dimensions(features, labels, 101), device=device)
+    quick, slow = (median_seconds(function, device=device) for function in (fast, loop))
+    return {"duc_loss_ms": 1e3 * quick, "loop_ms": 1e3 * slow, "duc_ratio": slow / quick,
+            "effective_dimensions_seconds": seconds, "effective_dimensions_bytes_beyond_input": dimensions_memory(9537, 101)}
+
+
+def dimensions_memory(n, n_classes):
+    """Growth of a fresh process's peak memory over one `effective_dimensions` of (n, 512) features, on the CPU, in bytes."""
+    code = (f"import torch, dimml; x, y = torch.randn({n}, 512), torch.randint(0, {n_classes}, ({n},))\n"
+            "peak = lambda: next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
+            f"dimml.effective_dimensions(x[:{n_classes}], torch.arange({n_classes}), {n_classes})\n"
+            "open('/proc/self/clear_refs', 'w').write('5')          # the peak counts from here\n"
+            f"before = peak(); dimml.effective_dimensions(x, y, {n_classes}); print(1024 * (peak() - before))")
+    return int(subprocess.run([sys.executable, "-c", code], cwd=HERE.parent, capture_output=True, text=True, check=True).stdout)
+
+
+def udi_step(device):
+    """A step of UDI's stage 2 against a plain step of its follower plus the anchor's forward pass, on 112 x 112 pictures.
+
+    The three take turns, three times as often as elsewhere, so that a machine that slows down slows all of them.
+    """
+    steps, seconds = {}, {"plain_step": [], "anchor_forward": [], "guided_step": []}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = random_folder(f"{scratch}/views", {view: {"kind": "view", "shape": (1, 3, 112, 112)} for view in "af"}, 16)
+        with quiet_run(udi, "udi", ["--dataset", folder, "--epochs", "1", "--out", scratch, *gpu_flag(device)]) as run:
+            model = run.restore(udi.UDI({view: 3 for view in "af"}, 4))
+            inputs, labels, index = next(iter(run.ds.batches("train", 16, run.device, True, run.generator)))
+
+            def take(losses, optimizer):          # in place of an epoch: what its steps would do
+                def step():
+                    with run.autocast():
+                        terms = losses(inputs, labels, index)
+                    optimizer.zero_grad(set_to_none=True)
+                    sum(terms.values()).backward()
+                    optimizer.step()
+                steps[run.stage] = step
+                run.record |= {"loss": {}, "items_per_second": 0}
+
+            def forward():
+                with torch.no_grad(), run.autocast():
+                    model.encoders["a"](inputs["a"])
+
+            run.train_epoch, run.evaluate, run.save = take, lambda *_: run.record.update(val={}), lambda: None
+            with contextlib.redirect_stdout(io.StringIO()):
+                udi.train_alone(run, model, "f")
+                udi.guide(run, model, "a", "f")
+            model.train_only("f")
+            for _ in range(3 * REPEATS + 1):
+                for name, step in zip(seconds, (steps["alone f"], forward, steps["guided f"])):
+                    begun = time.perf_counter()
+                    step()
+                    if device.type == "cuda":
+                        torch.cuda.synchronize(device)
+                    seconds[name].append(time.perf_counter() - begun)
+    figures = {f"{name}_seconds": statistics.median(values[1:]) for name, values in seconds.items()}
+    plain, anchor, guided = figures.values()
+    return figures | {"ratio": guided / (plain + anchor)}
+
+
+def options(device):
+    """What each setting brings by itself: seconds of a training step of one encoder on 16 pictures of 224 x 224."""
+    x, y = torch.randn(16, 1, 3, 224, 224, device=device), torch.randint(0, 4, (16,), device=device)
+
+    def step(dtype=torch.float32, channels_last=False, compiled=False, fused=True):
+        model = nn.Sequential(dimml.Encoder(3), nn.Linear(512, 4)).to(device)
+        if channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, weight_decay=1e-4, fused=fused)
+        forward = torch.compile(model) if compiled else model
+
+        def one():
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                loss = F.cross_entropy(forward(x), y)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+
+        return median_seconds(one, device=device)
+
+    plain = step(fused=False)
+    figures = {"float32": plain, "fused optimiser": step(), "channels_last": step(channels_last=True), "torch.compile": step(compiled=True),
+               "bfloat16": step(torch.bfloat16), "bfloat16 + channels_last": step(torch.bfloat16, True)}
+    if device.type == "cuda":
+        figures |= {"float16 + channels_last": step(torch.float16, True),
+                    "bfloat16 + channels_last + torch.compile": step(torch.bfloat16, True, True)}
+    return {name: {"seconds": seconds, "times_faster": plain / seconds} for name, seconds in figures.items()}
+
+
+# --------------------------------------------------------------------------------------- memory and growth
+def memory(device):
+    """Peak memory of the process that is not page cache, while it reads UCF101's shapes from the memory map, above a process
+    that reads none, in bytes, for 64 and 256 items."""
+    def anonymous():
+        return 1024 * next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
+
+    figures = {}
+    for n in (64, 256):
+        with tempfile.TemporaryDirectory() as scratch:
+            ds = open_dataset(random_folder(f"{scratch}/ucf101", SHAPES["ucf101"][0], n), val=0)
+            before, peak = anonymous(), 0
+            for _ in ds.batches("train", 16, "cpu", True, torch.Generator().manual_seed(0)):
+                peak = max(peak, anonymous())
+        figures[str(n)] = peak - before
+    return figures
+
+
+def growth(device):
+    """Seconds for 1, 2 and 4 times the work, and for the same with two processes."""
+    figures = {"items": {}, "classes": {}, "processes": {}}
+    for times in (1, 2, 4):
+        with tempfile.TemporaryDirectory() as scratch:
+            spec = {"image": {"kind": "rgb", "shape": (1, 3, 32, 32), "flip": False}}
+            folder = random_folder(f"{scratch}/items", spec, 64 * times)
+            with quiet_run(joint_baseline, "joint", ["--dataset", folder, "--out", scratch, *gpu_flag(device)]) as run:
+                model = run.restore(joint_baseline.Alone({"image": 3}, 4)).train()
+                optimizer = run.optimizer(model.parameters())
+                run.stage, run.record = "measured", {}
+
+                def one_pass():
+                    run.history = []
+                    run.train_epoch(model.losses, optimizer)
+
+                figures["items"][f"{times}x"] = median_seconds(one_pass, device=device)
+        x, y = torch.randn(8000, 512, device=device), torch.arange(8000, device=device) % (25 * times)
+        figures["classes"][f"{times}x"] = median_seconds(lambda: dimml.effective_dimensions(x, y, 25 * times), device=device)
+    if device.type == "cpu":
+        for count in (1, 2):
+            with tempfile.TemporaryDirectory() as scratch:
+                command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}",
+                           "joint_baseline.py", "--modality", "image", "--epochs", "5", "--out", scratch]
+                subprocess.run(command, cwd=HERE.parent, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+                (path,) = Path(scratch).glob("*.json")
+                figures["processes"][f"{count}x"] = 256 / json.loads(path.read_text())["items_per_second"]
+    return figures
+
+
+# ---------------------------------------------------------------------------------------------- preparation
+def rendering(device):
     """CPU seconds for one view of a ball of about 10,000 faces."""
     n = 72
     around, down = np.meshgrid(np.linspace(0, 2 * np.pi, n), np.linspace(0, np.pi, n))
@@ -114,8 +424,8 @@ def rendering():
 
 def preparing(name, raw, most=4):
     """Items a second on one core for the first raw items that are there, and the share of it inside FFmpeg's decoders."""
-    module, options = importlib.import_module(f"data.{name}"), {"flow": "tvl1"} if name == "ucf101" else {}
-    items = [item for item in module.index(Path(raw), options).items if all(map(os.path.exists, item.files))][:most]
+    module, flow = importlib.import_module(f"data.{name}"), {"flow": "tvl1"} if name == "ucf101" else {}
+    items = [item for item in module.index(Path(raw), flow).items if all(map(os.path.exists, item.files))][:most]
     decoding = [0.0]
 
     def timed(*arguments):
@@ -126,24 +436,84 @@ def preparing(name, raw, most=4):
 
     plain, media.decode_stream = media.decode_stream, timed
     try:
-        whole = cpu_seconds(lambda: [module.decode(item, options) for item in items])
+        whole = cpu_seconds(lambda: [module.decode(item, flow) for item in items])
     finally:
         media.decode_stream = plain
     return {"items": len(items), "seconds_an_item": whole / len(items), "share_in_decoder": decoding[0] / (REPEATS + 1) / whole}
 
 
+# --------------------------------------------------------------------------------------------------- the table
+SECTIONS = {"loader": loader, "losses": losses, "udi_step": udi_step, "options": options, "memory": memory, "growth": growth,
+            "rendering": rendering, "usual_way": usual_way, "epochs": epochs}
+
+
+def markdown(result):
+    """The table of one benchmark file; a section that it lacks is left out."""
+    rows = [f"**{result['device']}**", "", "| what | measured |", "|---|---|"]
+    for name, figure in result.get("epochs", {}).items():
+        rows.append(f"| a training epoch on {name}'s shapes, of the limit (one batch, already there) | "
+                    f"{100 * figure['share_of_limit']:.0f} %; {figure['items_a_second']:.3g} items/s in {figure['precision']}, batch "
+                    f"{figure['batch']}; a full run takes about {figure['minutes_a_full_run']:.0f} min |")
+    if "usual_way" in result:
+        rows.append(f"| DI-MML's first stage end to end, against the usual way | {result['usual_way']['ratio']:.1f} times the items/s |")
+    for name, figure in result.get("loader", {}).items():
+        rows.append(f"| CPU time to load an item of {name}'s shapes, against the usual way | {figure['ratio_augmented']:.1f} times less "
+                    f"augmented there, {figure['ratio_rows_only']:.0f} times less where another device augments |")
+    if "losses" in result:
+        figure = result["losses"]
+        rows.append(f"| `duc_loss`, forward and backward, batch 64, against the loop | {figure['duc_ratio']:.0f} times faster |")
+        rows.append(f"| `effective_dimensions`, 9,537 x 512 features, 101 classes | {figure['effective_dimensions_seconds']:.2f} s, "
+                    f"{figure['effective_dimensions_bytes_beyond_input'] / 1e6:.0f} MB beyond its input |")
+    if "udi_step" in result:
+        rows.append(f"| a guided step of UDI, against a plain step and the anchor's forward pass | {result['udi_step']['ratio']:.2f} |")
+    for name, figure in result.get("options", {}).items():
+        if name != "float32":
+            rows.append(f"| {name}, by itself, against float32 | {figure['times_faster']:.2f} times |")
+    for items, size in result.get("memory", {}).items():
+        rows.append(f"| memory to read {items} items of UCF101's shapes, page cache aside | {size / 1e6:.0f} MB |")
+    for what, figure in result.get("growth", {}).items():
+        rows.append(f"| seconds for 1, 2, 4 times the {what} | " + ", ".join(f"{seconds:.3g}" for seconds in figure.values()) + " |")
+    if "rendering" in result:
+        rows.append(f"| a view of a mesh of {result['rendering']['faces']} faces | {result['rendering']['seconds_a_view']:.3f} core-s |")
+    for name, figure in result.get("preparing", {}).items():
+        rows.append(f"| preparing an item of {name} | {figure['seconds_an_item']:.2f} core-s, {100 * figure['share_in_decoder']:.0f} % "
+                    "of it in FFmpeg |")
+    return "\n".join(rows) + "\n"
+
+
+def write_readme():
+    readme = HERE.parent / "README.md"
+    tables = "\n".join(markdown(json.loads(path.read_text())) for path in sorted(HERE.glob("benchmark-*.json")))
+    before, rest = readme.read_text().split(BEGIN)
+    readme.write_text(f"{before}{BEGIN}\n{tables}{END}{rest.split(END)[1]}")
+
+
 def main():
-    parser = argparse.ArgumentParser(description="Measure the data path; figures are medians of five repetitions.")
+    parser = argparse.ArgumentParser(description="Measure the data path, the losses and the steps; medians of five repetitions.")
+    parser.add_argument("--gpu", type=int, help="GPU number (default: the CPU)")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="these sections (default: all)")
     parser.add_argument("--raw", nargs="*", default=[], metavar="NAME=DIR", help="raw datasets to time the preparation of")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the JSON (default: results)")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of the JSON (default: results)")
+    parser.add_argument("--readme", action="store_true", help="measure nothing, write README's table")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    result = {"device": "one CPU core", "processor": platform.processor() or platform.machine(),
-              "versions": {"torch": torch.__version__, "python": platform.python_version()},
-              "loader": loader(), "rendering": rendering()}
-    result["preparing"] = {name: preparing(name, folder) for name, _, folder in (raw.partition("=") for raw in args.raw)}
-    (args.out / "benchmark-cpu.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    if args.readme:
+        return write_readme()
+    device = torch.device("cpu") if args.gpu is None else torch.device("cuda", args.gpu)
+    name = f"{torch.get_num_threads()} CPU threads" if args.gpu is None else torch.cuda.get_device_name(device)
+    path = args.out / f"benchmark-{device.type}.json"
+    result = json.loads(path.read_text()) if path.exists() else {}
+    result |= {"device": name, "versions": {"torch": torch.__version__, "python": platform.python_version()}}
+    for section in args.only:
+        result[section] = SECTIONS[section](device)
+        print(json.dumps({section: result[section]}, indent=1), flush=True)
+        with store.whole_file(path) as file:
+            file.write(json.dumps(result, indent=1).encode() + b"\n")
+    for raw in args.raw:
+        name, _, folder = raw.partition("=")
+        result.setdefault("preparing", {})[name] = preparing(name, folder)
+        with store.whole_file(path) as file:
+            file.write(json.dumps(result, indent=1).encode() + b"\n")
+    print(markdown(result))
 
 
 if __name__ == "__main__":
