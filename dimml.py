@@ -13,7 +13,7 @@ fusion head is trained on all features, and at inference every head's logits are
     python dimml.py --help
 
 Results: runs/*.json, one a run; the README says what has been measured.
-Where this file departs from the published code, and why: results/DEVIATIONS.md, D1 to D18.
+Where this file departs from the published code, and why: results/DEVIATIONS.md, D1 to D25.
 """
 
 import argparse

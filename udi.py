@@ -20,6 +20,8 @@ Our reading of the rest, numbered as in results/DEVIATIONS.md:
   U6  an anchor that is not augmented (sound, spectrograms) is evaluated once, exactly; pictures at each step, in the
       view that the follower's item has, which costs one forward pass a step
   U7  inference: the mean of the logits of all heads
+  U8  encoder, optimiser and lengths of training: those of the DI-MML code, as in the other scripts
+  U9  more than two modalities: the anchor guides each other one in turn; followers do not see each other
 
     python udi.py                                                    # the embedded synthetic set
     python udi.py --dataset ave --gpu 0

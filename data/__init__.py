@@ -115,6 +115,8 @@ def open_dataset(name_or_folder="synthetic", root="datasets", split=None, val=0.
         folder = find_prepared(name_or_folder, root)
         name = folder.resolve().name
         meta, modalities, labels, splits, ids, groups = store.read(folder)
+    if len(meta["classes"]) < 2:
+        raise DataError(f"{name} has one class: nothing to tell apart")
     split = split or next(iter(splits))
     if split not in splits:
         raise DataError(f"{name} has no split {split!r}: it has {', '.join(splits)}")

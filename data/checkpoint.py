@@ -17,7 +17,6 @@ from data.store import DataError
 @contextmanager
 def lock(path):
     """Keeps every other run from the name `path`. Raises DataError if one has it."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     if processes.rank() > 0:
         yield
         return
@@ -80,7 +79,8 @@ def load(path):
 
 def matching(path, config, resume):
     """The checkpoint to go on from, or None. Raises DataError if there is one of another run, with or without `resume`:
-    a run under the same name would write over it."""
+    a run under the same name would write over it. Makes the folder, so that one which cannot be is known before training."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     found = load(path)
     if not found:
         return None

@@ -76,7 +76,9 @@ def random_folder(folder, modalities, n, frame=None):
         shape = (n + 8, *spec["shape"])
         array = (rng.integers(-3000, 3000, shape, dtype=np.int16) if spec["kind"] == "audio" else
                  rng.integers(0, 256, shape, dtype=np.uint8))
-        specs[name] = {**options, "array": array} | ({"frame": np.tile(frame, (n + 8, 1))} if frame and spec["kind"] == "rgb" else {})
+        specs[name] = {**options, "array": array}
+        if frame and spec["kind"] == "rgb":
+            specs[name]["frame"] = np.tile(frame, (n + 8, 1))
     labels = np.arange(n + 8) % 4
     return str(store.write(folder, specs, labels, {"official": np.where(np.arange(n + 8) < n, 0, 2)}, list("abcd"),
                            [str(i) for i in range(n + 8)]))
@@ -127,7 +129,8 @@ def epochs_of(device, name, batch, steps):
     modalities, n_train, n_test = {**SHAPES, "synthetic": ({}, 256, 200)}[name]
     with tempfile.TemporaryDirectory() as scratch:
         dataset = "synthetic" if name == "synthetic" else random_folder(f"{scratch}/{name}", modalities, batch * steps)
-        with quiet_run(dimml, "dimml", ["--dataset", dataset, "--batch-size", str(batch), "--out", scratch, *gpu_flag(device)]) as run:
+        flags = ["--dataset", dataset, "--batch-size", str(batch), "--out", scratch, *gpu_flag(device)]
+        with quiet_run(dimml, "dimml", flags) as run:
             in_channels = {m: mod.in_channels for m, mod in run.ds.modalities.items()}
             model = run.restore(dimml.DIMML(in_channels, len(run.ds.classes))).train()
             for m in in_channels:
@@ -151,7 +154,8 @@ def epochs_of(device, name, batch, steps):
 def epochs(device):
     """All datasets' shapes; on a CPU small batches and few steps, which take long enough."""
     batch, steps = (16, 20) if device.type == "cuda" else (4, 3)
-    return {"synthetic": epochs_of(device, "synthetic", 16, 16)} | {name: epochs_of(device, name, batch, steps) for name in SHAPES}
+    figures = {name: epochs_of(device, name, batch, steps) for name in SHAPES}
+    return {"synthetic": epochs_of(device, "synthetic", 16, 16), **figures}
 
 
 # -------------------------------------------------------------------------------------------- the usual way
@@ -355,8 +359,9 @@ def options(device):
         return median_seconds(one, device=device)
 
     plain = step(fused=False)
-    figures = {"float32": plain, "fused optimiser": step(), "channels_last": step(channels_last=True), "torch.compile": step(compiled=True),
-               "bfloat16": step(torch.bfloat16), "bfloat16 + channels_last": step(torch.bfloat16, True)}
+    figures = {"float32": plain, "fused optimiser": step(), "channels_last": step(channels_last=True),
+               "torch.compile": step(compiled=True), "bfloat16": step(torch.bfloat16),
+               "bfloat16 + channels_last": step(torch.bfloat16, True)}
     if device.type == "cuda":
         figures |= {"float16 + channels_last": step(torch.float16, True),
                     "bfloat16 + channels_last + torch.compile": step(torch.bfloat16, True, True)}
@@ -405,7 +410,8 @@ def growth(device):
             with tempfile.TemporaryDirectory() as scratch:
                 command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}",
                            "joint_baseline.py", "--modality", "image", "--epochs", "5", "--out", scratch]
-                subprocess.run(command, cwd=HERE.parent, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+                environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+                subprocess.run(command, cwd=HERE.parent, check=True, capture_output=True, env=environment)
                 (path,) = Path(scratch).glob("*.json")
                 figures["processes"][f"{count}x"] = 256 / json.loads(path.read_text())["items_per_second"]
     return figures
@@ -449,36 +455,39 @@ SECTIONS = {"loader": loader, "losses": losses, "udi_step": udi_step, "options":
 
 def markdown(result):
     """The table of one benchmark file; a section that it lacks is left out."""
-    rows = [f"**{result['device']}**", "", "| what | measured |", "|---|---|"]
+    rows = []
     for name, figure in result.get("epochs", {}).items():
-        rows.append(f"| a training epoch on {name}'s shapes, of the limit (one batch, already there) | "
-                    f"{100 * figure['share_of_limit']:.0f} %; {figure['items_a_second']:.3g} items/s in {figure['precision']}, batch "
-                    f"{figure['batch']}; a full run takes about {figure['minutes_a_full_run']:.0f} min |")
-    if "usual_way" in result:
-        rows.append(f"| DI-MML's first stage end to end, against the usual way | {result['usual_way']['ratio']:.1f} times the items/s |")
+        rows.append((f"a training epoch on {name}'s shapes, of the limit (one batch, already there)",
+                     f"{figure['share_of_limit']:.0%}; {figure['items_a_second']:.3g} items/s in {figure['precision']}, batch "
+                     f"{figure['batch']}; about {figure['minutes_a_full_run']:.0f} min a full run"))
+    if figure := result.get("usual_way"):
+        rows.append(("DI-MML's first stage end to end, against the usual way", f"{figure['ratio']:.1f} times the items/s"))
     for name, figure in result.get("loader", {}).items():
-        rows.append(f"| CPU time to load an item of {name}'s shapes, against the usual way | {figure['ratio_augmented']:.1f} times less "
-                    f"augmented there, {figure['ratio_rows_only']:.0f} times less where another device augments |")
-    if "losses" in result:
-        figure = result["losses"]
-        rows.append(f"| `duc_loss`, forward and backward, batch 64, against the loop | {figure['duc_ratio']:.0f} times faster |")
-        rows.append(f"| `effective_dimensions`, 9,537 x 512 features, 101 classes | {figure['effective_dimensions_seconds']:.2f} s, "
-                    f"{figure['effective_dimensions_bytes_beyond_input'] / 1e6:.0f} MB beyond its input |")
-    if "udi_step" in result:
-        rows.append(f"| a guided step of UDI, against a plain step and the anchor's forward pass | {result['udi_step']['ratio']:.2f} |")
+        rows.append((f"CPU time to load an item of {name}'s shapes, against the usual way",
+                     f"{figure['ratio_augmented']:.1f} times less with the augmentation, "
+                     f"{figure['ratio_rows_only']:.0f} times less where another device augments"))
+    if figure := result.get("losses"):
+        rows.append(("`duc_loss`, forward and backward, batch 64, against the loop", f"{figure['duc_ratio']:.0f} times faster"))
+        rows.append(("`effective_dimensions`, 9,537 x 512 features, 101 classes",
+                     f"{figure['effective_dimensions_seconds']:.2f} s, "
+                     f"{figure['effective_dimensions_bytes_beyond_input'] / 1e6:.0f} MB beyond its input"))
+    if figure := result.get("udi_step"):
+        rows.append(("a guided step of UDI, against a plain step and the anchor's forward pass",
+                     f"{figure['ratio']:.2f} times as long"))
     for name, figure in result.get("options", {}).items():
         if name != "float32":
-            rows.append(f"| {name}, by itself, against float32 | {figure['times_faster']:.2f} times |")
+            rows.append((f"{name}, by itself, against float32", f"{figure['times_faster']:.2f} times faster"))
     for items, size in result.get("memory", {}).items():
-        rows.append(f"| memory to read {items} items of UCF101's shapes, page cache aside | {size / 1e6:.0f} MB |")
+        rows.append((f"memory to read {items} items of UCF101's shapes, page cache aside", f"{size / 1e6:.0f} MB"))
     for what, figure in result.get("growth", {}).items():
-        rows.append(f"| seconds for 1, 2, 4 times the {what} | " + ", ".join(f"{seconds:.3g}" for seconds in figure.values()) + " |")
-    if "rendering" in result:
-        rows.append(f"| a view of a mesh of {result['rendering']['faces']} faces | {result['rendering']['seconds_a_view']:.3f} core-s |")
+        rows.append((f"seconds for {', '.join(figure)} the {what}", ", ".join(f"{seconds:.3g}" for seconds in figure.values())))
+    if figure := result.get("rendering"):
+        rows.append((f"a view of a mesh of {figure['faces']:,} faces", f"{figure['seconds_a_view']:.3f} core-s"))
     for name, figure in result.get("preparing", {}).items():
-        rows.append(f"| preparing an item of {name} | {figure['seconds_an_item']:.2f} core-s, {100 * figure['share_in_decoder']:.0f} % "
-                    "of it in FFmpeg |")
-    return "\n".join(rows) + "\n"
+        rows.append((f"preparing an item of {name}", f"{figure['seconds_an_item']:.2f} core-s, "
+                     f"{figure['share_in_decoder']:.0%} of it in FFmpeg"))
+    return "\n".join([f"**{result['device']}**, torch {result['versions']['torch']}", "", "| what | measured |", "|---|---|",
+                      *(f"| {what} | {measured} |" for what, measured in rows)]) + "\n"
 
 
 def write_readme():

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+os.environ["OMP_NUM_THREADS"] = "1"      # two tests at a time run faster than one with two threads; for child processes too
+
 ROOT = Path(__file__).parent.parent
 REAL = ROOT.parent / "shared/real"       # real samples, where there are any: the tests that use them are skipped without
 TRIALS = int(os.environ.get("NANOMML_TRIALS", 1))     # a long trial: so many times the random cases, and other ones each time

@@ -28,7 +28,7 @@ from conftest import arrays  # noqa: E402
 from data import store  # noqa: E402
 
 RUNS = {"dimml": (dimml, ["--epochs", "3", "--warmup", "1", "--fusion-epochs", "2"]), "udi": (udi, ["--epochs", "2"]),
-        "joint_baseline": (joint_baseline, ["--epochs", "3"])}
+        "joint_baseline": (joint_baseline, ["--epochs", "2"])}
 
 
 def start(script, command):

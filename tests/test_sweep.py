@@ -28,7 +28,8 @@ def comparable(path):
 
 def test_a_variant_that_shares_stage_1_is_the_run_of_its_own(tiny, tmp_path):
     out = tmp_path / "sweep"
-    assert sweep.main(["--methods", "udi", "--variants", "udi.cka", "--datasets", tiny, "--seeds", "1", "--out", str(out), "--", *SHORT]) == 0
+    assert sweep.main(["--methods", "udi", "--variants", "udi.cka", "--datasets", tiny, "--seeds", "1", "--workers", "2",
+                       "--out", str(out), "--", *SHORT]) == 0
     udi.main(["--dataset", tiny, "--complement", "cka", *SHORT, "--out", str(tmp_path)])
     name = "udi.cka-tiny-official-seed0.json"
     assert comparable(out / name) == comparable(tmp_path / name)
@@ -53,22 +54,14 @@ def test_killed_and_started_again_it_runs_what_is_missing(tiny, tmp_path):
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
 
 
-def test_a_run_that_fails_is_named_and_the_others_are_finished(tiny, tmp_path, capsys):
+def test_slurm_submits_the_same_cells_and_one_that_fails_is_named(tiny, tmp_path, capsys):
+    """Where there is no Slurm, submitit's local executor runs the array as processes."""
     (tmp_path / "joint_baseline.sum-tiny-official-seed0.pt").write_bytes(b"not a checkpoint")
     command = ["--methods", "joint_baseline", "--variants", "joint_baseline.sum", "joint_baseline.concat", "--datasets", tiny,
-               "--seeds", "1", "--out", str(tmp_path), "--", *SHORT]
+               "--seeds", "1", "--out", str(tmp_path), "--slurm", "timeout_min=10", "--", *SHORT]
     assert sweep.main(command) == 1
     assert "joint_baseline.sum-tiny-official-seed0 failed with code 2: see its .log" in capsys.readouterr().out
     assert "no checkpoint can be read" in (tmp_path / "joint_baseline.sum-tiny-official-seed0.log").read_text()
-    assert (tmp_path / "joint_baseline.concat-tiny-official-seed0.json").exists()
-
-
-def test_slurm_submits_the_same_cells(tiny, tmp_path):
-    """Where there is no Slurm, submitit's local executor runs the array as processes."""
-    pytest.importorskip("submitit")
-    command = ["--methods", "joint_baseline", "--variants", "joint_baseline.concat", "--datasets", tiny, "--seeds", "1",
-               "--out", str(tmp_path), "--slurm", "timeout_min=10", "--", *SHORT]
-    assert sweep.main(command) == 0
     assert (tmp_path / "joint_baseline.concat-tiny-official-seed0.json").exists()
 
 
