@@ -13,6 +13,7 @@ import contextlib
 import importlib
 import io
 import json
+import multiprocessing
 import os
 import pickle
 import platform
@@ -238,8 +239,9 @@ def usual_way(device):
 
 # ------------------------------------------------------------------------------------------------ the loader
 def loader(device):
-    """CPU time an item, in milliseconds: as usual; here with the augmentation on `device`; here without any."""
-    figures = {}
+    """CPU time an item on one core, in milliseconds: as usual; here, augmented on `device`; here without augmentation."""
+    figures, threads = {}, torch.get_num_threads()
+    torch.set_num_threads(1)          # waiting threads would be counted
     for name, height, width, spectrogram in (("ave", 360, 640, (257, 1004)), ("cremad", 360, 480, (257, 299))):
         modalities, n = SHAPES[name][0], 64
         frames = modalities["rgb"]["shape"][0]
@@ -262,6 +264,7 @@ def loader(device):
             whole, read = (cpu_seconds(function) / n * 1e3 for function in (augmented, rows))
         figures[name] = {"usual_ms": as_usual, "ours_augmented_ms": whole, "ours_rows_only_ms": read,
                          "ratio_augmented": as_usual / whole, "ratio_rows_only": as_usual / read}
+    torch.set_num_threads(threads)
     return figures
 
 
@@ -369,21 +372,23 @@ def options(device):
 
 
 # --------------------------------------------------------------------------------------- memory and growth
-def memory(device):
-    """Peak memory of the process that is not page cache, while it reads UCF101's shapes from the memory map, above a process
-    that reads none, in bytes, for 64 and 256 items."""
+def reading_memory(n):
+    """Growth of this process's memory that is not page cache while it reads n items of UCF101's shapes, in bytes."""
     def anonymous():
         return 1024 * next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
 
-    figures = {}
-    for n in (64, 256):
-        with tempfile.TemporaryDirectory() as scratch:
-            ds = open_dataset(random_folder(f"{scratch}/ucf101", SHAPES["ucf101"][0], n), val=0)
-            before, peak = anonymous(), 0
-            for _ in ds.batches("train", 16, "cpu", True, torch.Generator().manual_seed(0)):
-                peak = max(peak, anonymous())
-        figures[str(n)] = peak - before
-    return figures
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = random_folder(f"{scratch}/ucf101", SHAPES["ucf101"][0], n)
+        before, peak = anonymous(), 0
+        for _ in open_dataset(folder, val=0).batches("train", 16, "cpu", True, torch.Generator().manual_seed(0)):
+            peak = max(peak, anonymous())
+    return peak - before
+
+
+def memory(device):
+    """The same for 64 and 256 items, each in a fresh process."""
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        return {str(n): pool.apply(reading_memory, (n,)) for n in (64, 256)}
 
 
 def growth(device):
@@ -405,15 +410,16 @@ def growth(device):
                 figures["items"][f"{times}x"] = median_seconds(one_pass, device=device)
         x, y = torch.randn(8000, 512, device=device), torch.arange(8000, device=device) % (25 * times)
         figures["classes"][f"{times}x"] = median_seconds(lambda: dimml.effective_dimensions(x, y, 25 * times), device=device)
-    if device.type == "cpu":
-        for count in (1, 2):
-            with tempfile.TemporaryDirectory() as scratch:
-                command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}",
-                           "joint_baseline.py", "--modality", "image", "--epochs", "5", "--out", scratch]
-                environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-                subprocess.run(command, cwd=HERE.parent, check=True, capture_output=True, env=environment)
-                (path,) = Path(scratch).glob("*.json")
-                figures["processes"][f"{count}x"] = 256 / json.loads(path.read_text())["items_per_second"]
+    for count in (1, 2) if device.type == "cpu" else ():
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = random_folder(f"{scratch}/views", {"view": {"kind": "view", "shape": (1, 3, 112, 112)}}, 64)
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}",
+                       "joint_baseline.py", "--modality", "view", "--dataset", folder, "--val", "0", "--epochs", str(REPEATS),
+                       "--out", scratch]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            subprocess.run(command, cwd=HERE.parent, check=True, capture_output=True, env=environment)
+            (path,) = Path(scratch).glob("*.json")
+            figures["processes"][f"{count}x"] = 64 / json.loads(path.read_text())["items_per_second"]
     return figures
 
 
@@ -490,11 +496,15 @@ def markdown(result):
                       *(f"| {what} | {measured} |" for what, measured in rows)]) + "\n"
 
 
+def tables():
+    """README's tables, from the files that stand."""
+    return "\n".join(markdown(json.loads(path.read_text())) for path in sorted(HERE.glob("benchmark-*.json")))
+
+
 def write_readme():
     readme = HERE.parent / "README.md"
-    tables = "\n".join(markdown(json.loads(path.read_text())) for path in sorted(HERE.glob("benchmark-*.json")))
     before, rest = readme.read_text().split(BEGIN)
-    readme.write_text(f"{before}{BEGIN}\n{tables}{END}{rest.split(END)[1]}")
+    readme.write_text(f"{before}{BEGIN}\n{tables()}{END}{rest.split(END)[1]}")
 
 
 def main():
@@ -517,6 +527,7 @@ def main():
         print(json.dumps({section: result[section]}, indent=1), flush=True)
         with store.whole_file(path) as file:
             file.write(json.dumps(result, indent=1).encode() + b"\n")
+    torch.set_num_threads(1)          # as in a worker of data.prepare
     for raw in args.raw:
         name, _, folder = raw.partition("=")
         result.setdefault("preparing", {})[name] = preparing(name, folder)

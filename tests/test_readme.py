@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import joint_baseline
-from results import table
+from results import benchmark, table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -68,6 +68,11 @@ def test_files_that_are_named_exist():
 def test_the_results_are_those_of_the_runs():
     shown = README.split(table.BEGIN + "\n")[1].split(table.END)[0]
     assert shown == table.markdown(table.load()) and shown.count("\n") > 5
+
+
+def test_the_speed_table_is_that_of_the_benchmark():
+    shown = README.split(benchmark.BEGIN + "\n")[1].split(benchmark.END)[0]
+    assert shown == benchmark.tables() and shown.count("\n") > 5
 
 
 def test_the_core_seconds_are_those_of_the_benchmark():
