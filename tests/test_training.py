@@ -170,6 +170,10 @@ def test_resume_refuses_another_run(tiny, tmp_path, capsys):
         with pytest.raises(SystemExit) as stop:
             joint_baseline.main([*command, *flags])
         assert stop.value.code == 2 and "was made with another lr 0.003 (now 0.5)" in capsys.readouterr().err
+    other = store.write(tmp_path / "other/tiny", **arrays(seed=1))          # the same name, other data
+    with pytest.raises(SystemExit) as stop:
+        joint_baseline.main(["--dataset", str(other), *command[2:], "--resume"])
+    assert stop.value.code == 2 and "was made with another data audio.npy" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("last_act", ["remove", "link", "replace"])
@@ -227,6 +231,8 @@ def test_without_validation(tiny, tmp_path):
     (["--val", "1.5"], "val is 1.5"),
     (["--split", "clean"], "no split 'clean'"),
     (["--amp", "int8"], "invalid choice"),
+    (["--modality", "smell"], "synthetic has no modality smell: it has audio, image"),
+    (["--ensemble", "--fusion", "sum"], "not allowed with argument --ensemble"),
 ])
 def test_what_a_user_can_mend_is_one_line_and_exit_code_2(flags, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -160,7 +160,8 @@ def test_three_modalities_and_variants(flags, tmp_path):
     assert len(guided) == 2 and f"guided {result['choice']['anchor']}" not in guided
 
 
-@pytest.mark.parametrize("flags,message", [(["--val", "0"], "nothing to choose the anchor by"), (["--anchor", "smell"], "no such modality")])
+@pytest.mark.parametrize("flags,message", [(["--val", "0"], "nothing to choose the anchor by"), (["--anchor", "smell"], "no such modality"),
+                                           (["--interaction", "-1", "0"], "--interaction cannot be -1")])
 def test_what_cannot_be(flags, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         udi.main([*flags, "--out", str(tmp_path)])
