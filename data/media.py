@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 RATE = 16_000
+HELD = 256 * 2 ** 20      # bytes of decoded frames that are kept until it is known which are wanted
 
 
 class BadFile(Exception):
@@ -108,17 +109,23 @@ def read_frames(path, choose, size=256):
 
     choose(times, end)  times of all frames in seconds and the time the last one ends -> the T indices wanted.
     """
-    def squashed(frame):
-        """At once, so that a long clip of large frames fits into memory; the area filter uses every source pixel."""
+    held = 0
+
+    def squashed(frame):                 # the area filter uses every source pixel
         small = frame.reformat(size, size, "rgb24", interpolation="AREA").to_ndarray()
         return small, frame.height, frame.width, round(getattr(frame, "rotation", 0) / 90) % 4
 
-    frames, claimed = decode_stream(path, "video", "picture", squashed)
+    def keep(frame):                     # few frames are wanted, but a long clip of large ones would not fit into memory
+        nonlocal held
+        held += sum(plane.buffer_size for plane in frame.planes)
+        return frame if held < HELD else squashed(frame)
+
+    frames, claimed = decode_stream(path, "video", "picture", keep)
     times = np.array([time for time, _ in frames])
     gap = float(np.median(np.diff(times))) if len(times) > 1 else 0.04
     end = times[-1] + gap
     _check_length(path, "picture", end, claimed)
-    wanted = [frames[i][1] for i in choose(times, end)]
+    wanted = [frame if isinstance(frame, tuple) else squashed(frame) for frame in (frames[i][1] for i in choose(times, end))]
     _, height, width, turn = wanted[0]                               # turn: a phone held upright
     pictures = np.rot90(np.stack([small for small, *_ in wanted]), turn, axes=(1, 2)).transpose(0, 3, 1, 2)
     return np.ascontiguousarray(pictures), ((width, height) if turn % 2 else (height, width))

@@ -98,10 +98,13 @@ def run_cell(cell, gpu=None, threads=None):
         if cell.method == "udi":
             with open(f"{cell.stage_1}.log", "ab") as lock:              # one cell trains it, the others wait
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                code = call("-c", "import sys; from results.sweep import train_stage_1; train_stage_1(sys.argv[1:])",
-                            *cell.common, *device, "--resume")
-            if code:
-                return code
+                trained = Path(f"{cell.stage_1}.trained")
+                if not trained.exists():
+                    code = call("-c", "import sys; from results.sweep import train_stage_1; train_stage_1(sys.argv[1:])",
+                                *cell.common, *device, "--resume")
+                    if code:
+                        return code
+                    trained.touch()
             begin_with_stage_1(cell)
         code = call(f"{cell.method}.py", *cell.common, *cell.flags, *device, "--resume")
     if code == 0:
@@ -184,7 +187,7 @@ def main(argv=None):
             failed += [cell] * bool(code)
         for cell in cells:                                               # stage 1 is kept while a variant may need it
             if cell.method == "udi" and not failed:
-                for suffix in (".pt", ".previous.pt", ".log"):
+                for suffix in (".pt", ".previous.pt", ".log", ".trained"):
                     Path(cell.stage_1 + suffix).unlink(missing_ok=True)
         return 1 if failed else 0
 

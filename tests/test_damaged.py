@@ -95,6 +95,16 @@ def test_a_video_of_odd_size(tmp_path):
     assert size == (47, 63) and np.abs(frames.mean((2, 3)) - [[62] * 3, [187] * 3]).max() < 12
 
 
+def test_a_video_too_large_to_be_held_gives_the_same_frames(tmp_path, monkeypatch):
+    path = raw.media(tmp_path / "a.mp4", 1)
+    held, size = media.read_frames(path, media.evenly(4), 32)
+    for limit in (0, 5 * 48 * 64):      # squashed from the first frame on, and from the fourth or so
+        monkeypatch.setattr(media, "HELD", limit)
+        frames, again = media.read_frames(path, media.evenly(4), 32)
+        np.testing.assert_array_equal(frames, held)
+        assert again == size
+
+
 def test_a_video_turned_as_a_phone_writes_it(tmp_path):
     light_on_the_right = np.zeros((10, 48, 64, 3), np.uint8)
     light_on_the_right[:, :, 32:] = 200
