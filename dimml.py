@@ -46,7 +46,7 @@ RECIPES = {
     "ave": dict(PUBLISHED, tau=10.0, temperature=3.0),
     "ucf101": dict(PUBLISHED, tau=10.0, temperature=1.0),
     "modelnet40": dict(PUBLISHED, tau=50.0, temperature=3.0),
-    "default": dict(PUBLISHED, epochs=20, fusion_epochs=5, warmup=5, lr=3e-3, lr_step=15, tau=50.0, temperature=1.0),
+    "default": dict(PUBLISHED, epochs=15, fusion_epochs=5, warmup=5, lr=3e-3, lr_step=12, tau=50.0, temperature=1.0),
 }
 
 

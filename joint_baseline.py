@@ -41,7 +41,7 @@ from data import DataError, checkpoint, cli, open_dataset, processes, whole_file
 PUBLISHED = dict(epochs=150, batch_size=16, lr=1e-3, lr_step=70)
 RECIPES = {
     "cremad": PUBLISHED, "ave": PUBLISHED, "ucf101": PUBLISHED, "modelnet40": PUBLISHED,
-    "default": dict(PUBLISHED, epochs=20, lr=3e-3, lr_step=15),
+    "default": dict(PUBLISHED, epochs=15, lr=3e-3, lr_step=12),
 }
 
 

@@ -59,7 +59,7 @@ PUBLISHED = dict(epochs=150, batch_size=16, lr=1e-3, lr_step=70, patience=30, va
                  interaction=None, complement="club", follower_init="scratch")
 RECIPES = {
     "cremad": PUBLISHED, "ave": PUBLISHED, "ucf101": PUBLISHED, "modelnet40": PUBLISHED,
-    "default": dict(PUBLISHED, epochs=20, lr=3e-3, lr_step=15, patience=10),
+    "default": dict(PUBLISHED, epochs=15, lr=3e-3, lr_step=12, patience=10),
 }
 SMOOTHING = 0.9     # of the cosines behind the interaction weights
 

@@ -6,7 +6,7 @@ the four MNIST idx files, gzipped or not, there or in a folder MNIST or mnist.
 full   2,700 / 300: the recordings of index 0 to 4 are the test part, as their authors say
 small  240 / 300: of the others only index 5 to 8, where joint training falls behind
 Both modalities carry the digit; given the digit they are independent. All six speakers stand in both parts. The sound is
-kept as a log-mel spectrogram little larger than the image, so that a run takes a minute or two of one CPU core.
+kept as a log-mel spectrogram about as large as the image, so that a run takes a minute or two of one CPU core.
 """
 
 import functools
@@ -21,7 +21,7 @@ from data.store import DataError
 
 EXPECTED = {"full": (2700, 0, 300), "small": (240, 0, 300)}      # train, val, test
 SAMPLES = 8_000                                                 # half a second at 16 kHz: 70 % of the recordings are shorter
-MEL = dict(n_fft=512, hop_length=256, f_max=4_000, n_mels=40)   # windows of 32 ms, steps of 16 ms, up to 8 kHz sound's end
+MEL = dict(n_fft=512, hop_length=256, f_max=4_000, n_mels=32)   # windows of 32 ms, steps of 16 ms, up to 8 kHz sound's end
 
 
 def index(raw, options):
