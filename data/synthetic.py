@@ -10,11 +10,11 @@ import hashlib
 import numpy as np
 
 SIZE = 24                     # both modalities are 24 x 24
-CLASSES, TRAIN, TEST = 8, 288, 200
+CLASSES, TRAIN, TEST = 8, 192, 200
 
 
 def make(seed=0):
-    """Arguments of `data.store.write`: modalities, labels, splits, classes and ids of 488 items."""
+    """Arguments of `data.store.write`: modalities, labels, splits, classes and ids of 392 items."""
     rng = np.random.default_rng(seed)
     n = TRAIN + TEST
     labels = np.arange(n) % CLASSES

@@ -119,7 +119,7 @@ def test_same_generator_same_bytes():
 def test_val_is_carved_from_train_by_class_and_by_group():
     ds = open_dataset("synthetic", val=0.25)
     train, val, test = (ds.indices(part) for part in ("train", "val", "test"))
-    assert not set(train) & set(val) and not set(val) & set(test) and len(train) + len(val) == 288
+    assert not set(train) & set(val) and not set(val) & set(test) and len(train) + len(val) == 192
     assert np.bincount(ds.labels[val]).tolist() == [9] * 8
     assert len(open_dataset("synthetic", val=0).indices("val")) == 0
     from data import carve_val
