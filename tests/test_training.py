@@ -223,7 +223,7 @@ def test_without_validation(tiny, tmp_path):
     (["--dataset", "nowhere"], "there is no prepared folder 'nowhere'"),
     (["--batch-size", "0"], "--batch-size cannot be 0"),
     (["--batch-size", "-3"], "--batch-size cannot be -3"),
-    (["--batch-size", "1000"], "batch size 1000 is larger than the 256 train items"),
+    (["--batch-size", "1000"], "batch size 1000 is larger than the 168 train items"),
     (["--epochs", "0"], "--epochs cannot be 0"),
     (["--lr", "-1"], "--lr cannot be -1"),
     (["--lr", "nan"], "--lr cannot be nan"),
