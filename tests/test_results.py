@@ -1,6 +1,8 @@
 """The tables and the report: numbers worked out by hand, and runs that must not be averaged in silence."""
 
+import itertools
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -142,3 +144,23 @@ def test_the_report_is_executed_and_can_be_loaded_quickly():
     code = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))     # in order, in one go
     assert path.stat().st_size < 1_500_000
+
+
+def test_the_differences_in_the_readmes_words_are_those_of_the_runs():
+    def followers(results, _):
+        return {seed: np.mean([100 * probe for m, probe in result["probes"].items() if m != result["choice"]["anchor"]])
+                for seed, result in results.items()}
+
+    def answers(results, _):
+        return table.accuracy(results, list(next(iter(results.values()))["heads"])[-1])
+
+    measured = set()
+    for methods in table.load().values():
+        for base in (table.JOINT, table.ENSEMBLE, "udi.interaction0-0", "udi.interaction0-0.stage1"):
+            for method, measure, m in itertools.product(methods, (answers, table.probes, followers), ("audio", "image")):
+                if measure != followers or method.startswith("udi") and base.startswith("udi"):
+                    pair = measure(methods[method], m), measure(methods[base], m)
+                    measured.add(table.points(*table.paired(*pair)[:2]))
+    words = (ROOT / "README.md").read_text().split("## Results")[1].split(table.BEGIN)[0]
+    quoted = re.findall(r"[+−][\d.]+\s\[[^]]*\]", words)
+    assert len(quoted) > 10 and {re.sub(r"\s+", " ", quote) for quote in quoted} <= measured
