@@ -130,6 +130,12 @@ def probes(results, modality):
     return {seed: 100 * result["probes"][modality] for seed, result in results.items() if modality in result["probes"]}
 
 
+def follower_probes(results):
+    """{seed: mean over UDI's followers of their encoders' probes, test accuracy in %}."""
+    return {seed: float(np.mean([100 * probe for m, probe in result["probes"].items() if m != result["choice"]["anchor"]]))
+            for seed, result in results.items()}
+
+
 def paired(ours, theirs):
     """{seed: value} twice -> mean difference over the seeds both have, half of its 95 % interval, number of such seeds.
 

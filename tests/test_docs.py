@@ -67,16 +67,11 @@ def test_the_fork_that_is_described_trains_and_records_its_loss(tiny, tmp_path):
 def test_the_informative_anchor_can_be_repeated_and_its_numbers_are_those_of_its_runs():
     folder = ROOT / "results/informative_anchor"
     subprocess.run(["git", "apply", "--check", folder / "udi.diff"], cwd=ROOT, check=True)
-
-    def followers(results):
-        return {seed: 100 * probe for seed, result in results.items() for m, probe in result["probes"].items()
-                if m != result["choice"]["anchor"]}
-
     runs, measured = table.load(), set()
     for section, methods in table.load(folder).items():
         tried, plain = methods["udi"], runs[section]["udi"]
         assert len(tried) == 5 and not table.differing(tried[0], plain[0])
-        for measure in (followers, lambda results: table.accuracy(results, "fused")):
+        for measure in (table.follower_probes, lambda results: table.accuracy(results, "fused")):
             measured.add(table.points(*table.paired(measure(tried), measure(plain))[:2]))
     words, = re.findall(r"\*\*Tried beyond the paper.*?## Limits", page("udi"), re.S)
     row, = re.findall(r"\| U10 .*", (ROOT / "results/DEVIATIONS.md").read_text())

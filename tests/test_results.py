@@ -148,8 +148,7 @@ def test_the_report_is_executed_and_can_be_loaded_quickly():
 
 def test_the_differences_in_the_readmes_words_are_those_of_the_runs():
     def followers(results, _):
-        return {seed: np.mean([100 * probe for m, probe in result["probes"].items() if m != result["choice"]["anchor"]])
-                for seed, result in results.items()}
+        return table.follower_probes(results)
 
     def answers(results, _):
         return table.accuracy(results, list(next(iter(results.values()))["heads"])[-1])
@@ -164,3 +163,8 @@ def test_the_differences_in_the_readmes_words_are_those_of_the_runs():
     words = (ROOT / "README.md").read_text().split("## Results")[1].split(table.BEGIN)[0]
     quoted = re.findall(r"[+−][\d.]+\s\[[^]]*\]", words)
     assert len(quoted) > 10 and {re.sub(r"\s+", " ", quote) for quote in quoted} <= measured
+
+
+def test_follower_probes_leave_the_anchor_out():
+    result = {"probes": {"audio": 0.5, "image": 0.75, "text": 0.25}, "choice": {"anchor": "image"}}
+    assert table.follower_probes({3: result}) == {3: 37.5}
