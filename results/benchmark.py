@@ -127,9 +127,8 @@ def gpu_flag(device):
 
 def epochs_of(device, name, batch, steps):
     """A real training epoch of DI-MML's first stage against the same steps on one batch on the device: the limit."""
-    modalities, n_train, n_test = {**SHAPES, "synthetic": ({}, 256, 200)}[name]
     with tempfile.TemporaryDirectory() as scratch:
-        dataset = "synthetic" if name == "synthetic" else random_folder(f"{scratch}/{name}", modalities, batch * steps)
+        dataset = random_folder(f"{scratch}/{name}", SHAPES[name][0], batch * steps) if name in SHAPES else name
         flags = ["--dataset", dataset, "--batch-size", str(batch), "--out", scratch, *gpu_flag(device)]
         with quiet_run(dimml, "dimml", flags) as run:
             in_channels = {m: mod.in_channels for m, mod in run.ds.modalities.items()}
@@ -145,10 +144,11 @@ def epochs_of(device, name, batch, steps):
             real, limit = (items_a_second(run, model, losses, one_batch) for one_batch in (False, True))
             begun = time.perf_counter()
             run.collect(model.features, "test")
+            _, n_train, n_test = SHAPES.get(name) or (None, run.sizes["train"], run.sizes["test"])
             epoch = n_train / real + n_test * (time.perf_counter() - begun) / run.sizes["test"]
             return {"batch": batch, "precision": run.config["amp"], "items_a_second": real, "limit": limit,
                     "share_of_limit": real / limit, "seconds_an_epoch": epoch,
-                    "minutes_a_full_run": epoch * (25 if name == "synthetic" else 150 + 20) / 60,
+                    "minutes_a_full_run": epoch * (run.recipe["epochs"] + run.recipe["fusion_epochs"]) / 60,
                     "peak_device_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None}
 
 
