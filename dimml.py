@@ -223,6 +223,7 @@ class Run(ExitStack):
         self.recipe = cli.settle_recipe(args, recipes.get(self.ds.name, recipes["default"]))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # else every new tensor is filled first: a tenth of a step
         torch.manual_seed(args.seed)                                # weights
         self.generator = torch.Generator().manual_seed(args.seed)   # order and augmentation
         self.sizes = {part: len(self.ds.indices(part)) for part in ("train", "val", "test")}
@@ -255,8 +256,10 @@ class Run(ExitStack):
         return self.model
 
     def optimizer(self, parameters):
-        fused = self.dtype != torch.float16      # after an overflow in the first step, fused momentum is never written
-        return torch.optim.SGD(parameters, self.recipe["lr"], momentum=0.9, weight_decay=1e-4, fused=fused)
+        optimizer = torch.optim.SGD(parameters, self.recipe["lr"], momentum=0.9, weight_decay=1e-4, fused=True)
+        for p in optimizer.param_groups[0]["params"]:      # else an overflow of float16 in the first step leaves it unwritten
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return optimizer
 
     def autocast(self):
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)

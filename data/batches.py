@@ -4,6 +4,7 @@ Every modality leaves here as float32 (B, T, C, H, W). All random numbers of an 
 at its start from the generator that is passed in, so a run can be repeated bit for bit, and no step waits for them.
 """
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -78,11 +79,17 @@ def crop(pictures, box, size):
     return F.grid_sample(pictures.float(), grid, padding_mode="border", align_corners=False)
 
 
+@functools.cache          # sent to the device once: a step must not wait for it
+def imagenet(channels, device):
+    """ImageNet's mean and std for pictures in [0, 255]: (2, channels, 1, 1)."""
+    return torch.tensor(IMAGENET[channels], device=device).mul(255)[..., None, None]
+
+
 def normalize(pictures, kind):
     """(B, T, C, H, W) float in [0, 255] -> ImageNet mean and std for pictures, 127.5 -> 0 for flow; in place."""
     if kind == "flow":
         return pictures.sub_(127.5).div_(255 * FLOW_STD)
-    mean, std = torch.tensor(IMAGENET[pictures.shape[2]], device=pictures.device).mul(255)[..., None, None]
+    mean, std = imagenet(pictures.shape[2], pictures.device)
     return pictures.sub_(mean).div_(std)
 
 

@@ -10,10 +10,12 @@ bytes in the shapes of the datasets: good for throughput, not for accuracy. --ra
 
 import argparse
 import contextlib
+import copy
 import importlib
 import io
 import json
 import multiprocessing
+import operator
 import os
 import pickle
 import platform
@@ -53,16 +55,24 @@ SHAPES = {    # modalities as prepared; items in train and test
 }
 
 
+def seconds_in_turns(functions, clock=time.perf_counter, device=None, turns=REPEATS):
+    """Time of each of {name: function} in each turn, after one to warm up: {name: [seconds]}.
+
+    They take turns, so that a machine that slows down slows all of them.
+    """
+    spent = {name: [] for name in functions}
+    for _ in range(turns + 1):
+        for name, function in functions.items():
+            start = clock()
+            function()
+            if device is not None and device.type == "cuda":
+                torch.cuda.synchronize(device)
+            spent[name].append(clock() - start)
+    return {name: seconds[1:] for name, seconds in spent.items()}
+
+
 def median_seconds(function, clock=time.perf_counter, device=None):
-    """Median time of `function()` over REPEATS calls, after one to warm up."""
-    spent = []
-    for _ in range(REPEATS + 1):
-        start = clock()
-        function()
-        if device is not None and device.type == "cuda":
-            torch.cuda.synchronize(device)
-        spent.append(clock() - start)
-    return statistics.median(spent[1:])
+    return statistics.median(seconds_in_turns({"": function}, clock, device)[""])
 
 
 def cpu_seconds(function):
@@ -106,21 +116,6 @@ class OneBatch:
         return iter([self.batch] * self.steps)
 
 
-def items_a_second(run, model, losses, one_batch):
-    """Median items a second of whole training passes, from the data or on one batch that is there already."""
-    optimizer, pass_over, figures = run.optimizer(model.parameters()), run.ds.batches, []
-    if one_batch:
-        still = OneBatch(pass_over("train", run.recipe["batch_size"], run.device, True, run.generator))
-        run.ds.batches = lambda *_: still
-    run.stage, run.record = "measured", {}
-    for _ in range(REPEATS + 1):
-        run.history = []
-        run.train_epoch(losses, optimizer)
-        figures.append(run.record["items_per_second"])
-    run.ds.batches = pass_over
-    return statistics.median(figures[1:])
-
-
 def gpu_flag(device):
     return ["--gpu", str(device.index)] if device.type == "cuda" else []
 
@@ -141,13 +136,29 @@ def epochs_of(device, name, batch, steps):
                 logits = [*model.own_logits(z).values(), *map(model.shared_head, z.values())]
                 return {"all": sum(F.cross_entropy(o, labels) for o in logits) + dimml.duc_loss(z, model.effective(), 50.0)}
 
-            real, limit = (items_a_second(run, model, losses, one_batch) for one_batch in (False, True))
+            optimizer, pass_over = run.optimizer(model.parameters()), run.ds.batches
+            still = OneBatch(pass_over("train", batch, run.device, True, run.generator))
+            run.stage, run.record = "measured", {}
+
+            def one_pass(batches):
+                run.ds.batches, run.history = batches, []
+                run.train_epoch(losses, optimizer)
+
+            passes = {"real": lambda: one_pass(pass_over), "limit": lambda: one_pass(lambda *_: still)}
+            if device.type == "cuda":          # there the arrays may lie on the device
+                mapped = copy.copy(run.ds)
+                mapped.resident = lambda device: None
+                passes["memory map"] = lambda: one_pass(mapped.batches)
+            seconds = seconds_in_turns(passes, device=device)
+            rates = {name: batch * len(still) / statistics.median(turns) for name, turns in seconds.items()}
+            run.ds.batches = pass_over
             begun = time.perf_counter()
             run.collect(model.features, "test")
             _, n_train, n_test = SHAPES.get(name) or (None, run.sizes["train"], run.sizes["test"])
-            epoch = n_train / real + n_test * (time.perf_counter() - begun) / run.sizes["test"]
-            return {"batch": batch, "precision": run.config["amp"], "items_a_second": real, "limit": limit,
-                    "share_of_limit": real / limit, "seconds_an_epoch": epoch,
+            epoch = n_train / rates["real"] + n_test * (time.perf_counter() - begun) / run.sizes["test"]
+            return {"batch": batch, "precision": run.config["amp"], "items_a_second": rates["real"], "limit": rates["limit"],
+                    "share_of_limit": statistics.median(map(operator.truediv, seconds["limit"], seconds["real"])),
+                    "from_memory_map": rates.get("memory map"), "seconds_an_epoch": epoch,
                     "minutes_a_full_run": epoch * (run.recipe["epochs"] + run.recipe["fusion_epochs"]) / 60,
                     "peak_device_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None}
 
@@ -308,9 +319,9 @@ def dimensions_memory(n, n_classes):
 def udi_step(device):
     """A step of UDI's stage 2 against a plain step of its follower plus the anchor's forward pass, on 112 x 112 pictures.
 
-    The three take turns, three times as often as elsewhere, so that a machine that slows down slows all of them.
+    Three times as often as elsewhere: the difference is small.
     """
-    steps, seconds = {}, {"plain_step": [], "anchor_forward": [], "guided_step": []}
+    steps = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = random_folder(f"{scratch}/views", {view: {"kind": "view", "shape": (1, 3, 112, 112)} for view in "af"}, 16)
         with quiet_run(udi, "udi", ["--dataset", folder, "--epochs", "1", "--out", scratch, *gpu_flag(device)]) as run:
@@ -336,23 +347,21 @@ def udi_step(device):
                 udi.train_alone(run, model, "f")
                 udi.guide(run, model, "a", "f")
             model.train_only("f")
-            for _ in range(3 * REPEATS + 1):
-                for name, step in zip(seconds, (steps["alone f"], forward, steps["guided f"])):
-                    begun = time.perf_counter()
-                    step()
-                    if device.type == "cuda":
-                        torch.cuda.synchronize(device)
-                    seconds[name].append(time.perf_counter() - begun)
-    figures = {f"{name}_seconds": statistics.median(values[1:]) for name, values in seconds.items()}
+            together = {"plain_step": steps["alone f"], "anchor_forward": forward, "guided_step": steps["guided f"]}
+            seconds = seconds_in_turns(together, device=device, turns=3 * REPEATS)
+    figures = {f"{name}_seconds": statistics.median(values) for name, values in seconds.items()}
     plain, anchor, guided = figures.values()
     return figures | {"ratio": guided / (plain + anchor)}
 
 
 def options(device):
-    """What each setting brings by itself: seconds of a training step of one encoder on 16 pictures of 224 x 224."""
+    """What each setting brings by itself: seconds of a training step of one encoder on 16 pictures of 224 x 224.
+
+    Plain is what every row changes in one thing: float32, contiguous, with deterministic algorithms as the scripts have them.
+    """
     x, y = torch.randn(16, 1, 3, 224, 224, device=device), torch.randint(0, 4, (16,), device=device)
 
-    def step(dtype=torch.float32, channels_last=False, compiled=False, fused=True):
+    def step(dtype=torch.float32, channels_last=False, compiled=False, fused=False, deterministic=True, filled=False):
         model = nn.Sequential(dimml.Encoder(3), nn.Linear(512, 4)).to(device)
         if channels_last:
             model = model.to(memory_format=torch.channels_last)
@@ -360,22 +369,26 @@ def options(device):
         forward = torch.compile(model) if compiled else model
 
         def one():
+            torch.use_deterministic_algorithms(deterministic)
+            torch.utils.deterministic.fill_uninitialized_memory = filled
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 loss = F.cross_entropy(forward(x), y)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
 
-        return median_seconds(one, device=device)
+        return one
 
-    plain = step(fused=False)
-    figures = {"float32": plain, "fused optimiser": step(), "channels_last": step(channels_last=True),
-               "torch.compile": step(compiled=True), "bfloat16": step(torch.bfloat16),
-               "bfloat16 + channels_last": step(torch.bfloat16, True)}
+    steps = {"float32": step(), "fused optimiser": step(fused=True), "channels_last": step(channels_last=True),
+             "torch.compile": step(compiled=True), "bfloat16": step(torch.bfloat16),
+             "bfloat16 + channels_last": step(torch.bfloat16, True), "algorithms that need not be deterministic": step(deterministic=False),
+             "new tensors filled first, PyTorch's default for deterministic algorithms": step(filled=True)}
     if device.type == "cuda":
-        figures |= {"float16 + channels_last": step(torch.float16, True),
-                    "bfloat16 + channels_last + torch.compile": step(torch.bfloat16, True, True)}
-    return {name: {"seconds": seconds, "times_faster": plain / seconds} for name, seconds in figures.items()}
+        steps |= {"float16 + channels_last": step(torch.float16, True),
+                  "bfloat16 + channels_last + torch.compile": step(torch.bfloat16, True, True)}
+    turns = seconds_in_turns(steps, device=device)
+    return {name: {"seconds": statistics.median(seconds),
+                   "times_faster": statistics.median(map(operator.truediv, turns["float32"], seconds))} for name, seconds in turns.items()}
 
 
 # --------------------------------------------------------------------------------------- memory and growth
@@ -399,7 +412,7 @@ def memory(device):
 
 
 def growth(device):
-    """Seconds for 1, 2 and 4 times the work, and for the same with two processes."""
+    """Seconds for 1, 2 and 4 times the work, and for the same work with 1, 2 and 4 processes of one thread."""
     figures = {"items": {}, "classes": {}, "processes": {}}
     for times in (1, 2, 4):
         with tempfile.TemporaryDirectory() as scratch:
@@ -417,7 +430,7 @@ def growth(device):
                 figures["items"][f"{times}x"] = median_seconds(one_pass, device=device)
         x, y = torch.randn(8000, 512, device=device), torch.arange(8000, device=device) % (25 * times)
         figures["classes"][f"{times}x"] = median_seconds(lambda: dimml.effective_dimensions(x, y, 25 * times), device=device)
-    for count in (1, 2) if device.type == "cpu" else ():
+    for count in (1, 2, 4) if device.type == "cpu" else ():
         with tempfile.TemporaryDirectory() as scratch:
             folder = random_folder(f"{scratch}/views", {"view": {"kind": "view", "shape": (1, 3, 112, 112)}}, 64)
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}",
@@ -472,7 +485,11 @@ def markdown(result):
     for name, figure in result.get("epochs", {}).items():
         rows.append((f"a training epoch on {name}'s shapes, of the limit (one batch, already there)",
                      f"{figure['share_of_limit']:.0%}; {figure['items_a_second']:.3g} items/s in {figure['precision']}, batch "
-                     f"{figure['batch']}; about {figure['minutes_a_full_run']:.0f} min a full run"))
+                     f"{figure['batch']}; about {figure['minutes_a_full_run']:.0f} min a full run"
+                     + (f"; {figure['peak_device_bytes'] / 2 ** 30:.1f} GiB of the device" if figure["peak_device_bytes"] else "")))
+        if figure["from_memory_map"]:
+            rows.append((f"{name}'s arrays on the device, against reading the memory map",
+                         f"{figure['items_a_second'] / figure['from_memory_map']:.2f} times the speed"))
     if figure := result.get("usual_way"):
         rows.append(("DI-MML's first stage end to end, against the usual way", f"{figure['ratio']:.1f} times the items/s"))
     for name, figure in result.get("loader", {}).items():
@@ -493,7 +510,8 @@ def markdown(result):
     for items, size in result.get("memory", {}).items():
         rows.append((f"memory to read {items} items of UCF101's shapes, page cache aside", f"{size / 1e6:.0f} MB"))
     for what, figure in result.get("growth", {}).items():
-        rows.append((f"seconds for {', '.join(figure)} the {what}", ", ".join(f"{seconds:.3g}" for seconds in figure.values())))
+        same = ", with one thread each, for the same work" if what == "processes" else ""
+        rows.append((f"seconds for {', '.join(figure)} the {what}{same}", ", ".join(f"{seconds:.3g}" for seconds in figure.values())))
     if figure := result.get("rendering"):
         rows.append((f"a view of a mesh of {figure['faces']:,} faces", f"{figure['seconds_a_view']:.3f} core-s"))
     for name, figure in result.get("preparing", {}).items():

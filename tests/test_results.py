@@ -165,6 +165,36 @@ def test_the_differences_in_the_readmes_words_are_those_of_the_runs():
     assert len(quoted) > 10 and {re.sub(r"\s+", " ", quote) for quote in quoted} <= measured
 
 
+LEDGER = {"U3": ("udi.cka", "udi"), "U4": ("udi", "udi.interaction0.5-0.5"), "U5": ("udi.stage1", "udi")}
+
+
+@pytest.mark.parametrize("row", LEDGER)
+def test_the_effects_in_the_ledger_are_those_of_the_runs(row):
+    ours, theirs = LEDGER[row]
+    measured = [table.points(*table.paired(table.accuracy(methods[ours], "fused"), table.accuracy(methods[theirs], "fused"))[:2])
+                for methods in table.load().values()]
+    assert quotes(row) == measured
+
+
+def test_bfloat16_against_float32():
+    """The same commands but for --amp, the same seeds."""
+    runs, measured = table.load(), []
+    for section, methods in table.load(ROOT / "results/bfloat16").items():
+        assert set(methods) == {"joint_baseline.concat", "dimml", "udi"}
+        for method, results in methods.items():
+            *_, head = next(iter(results.values()))["heads"]
+            assert set(results) == set(range(5)) and table.differing(results[0], runs[section][method][0]) == ["amp"]
+            pair = table.accuracy(results, head), table.accuracy(runs[section][method], head)
+            measured.append(table.points(*table.paired(*pair)[:2]))
+    assert quotes("D20") == measured and len(measured) == 6
+
+
+def quotes(row):
+    """The differences with their intervals in a row of the ledger."""
+    line, = re.findall(rf"^\| {row} \|.*", (ROOT / "results/DEVIATIONS.md").read_text(), re.M)
+    return re.findall(r"[+−][\d.]+ \[[^]]*\]", line)
+
+
 def test_follower_probes_leave_the_anchor_out():
     result = {"probes": {"audio": 0.5, "image": 0.75, "text": 0.25}, "choice": {"anchor": "image"}}
     assert table.follower_probes({3: result}) == {3: 37.5}

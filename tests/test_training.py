@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import arrays
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
 import dimml
@@ -260,6 +261,46 @@ def test_bf16_trains_and_says_so(tiny, tmp_path):
 def test_fp16_trains_through_the_overflows_of_its_first_steps(tiny, tmp_path):
     result = joint_baseline.main(["--dataset", tiny, "--batch-size", "8", "--epochs", "1", "--amp", "fp16", "--out", str(tmp_path)])
     assert result["amp"] == "float16" and all(np.isfinite(epoch["loss"]["joint"]) for epoch in result["epochs"])
+
+
+class Waits(TorchDispatchMode):
+    """Notes each operation that would make a GPU's host wait: a value is read, or a constant sent over."""
+
+    names = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "lift_fresh", "_unique2"}
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen += {function.overloadpacket.__name__} & self.names
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name,more", [*((name, []) for name in RUNS), ("dimml", ["--amp", "fp16"]),
+                                       *(("joint", ["--fusion", kind]) for kind in ("concat", "sum", "film")),
+                                       ("udi", ["--complement", "cka"]), ("udi", ["--interaction", "0.5", "0.5"])])
+def test_no_step_waits_for_the_device(name, more, tiny, tmp_path, monkeypatch):
+    """From the end of a pass's first step to the end of its last one, batches and all: the first may make constants."""
+    script, flags, _ = RUNS[name]
+    steps, train_epoch, stop_if_interrupted = [], script.Run.train_epoch, script.Run.stop_if_interrupted
+
+    def watched_epoch(run, losses, optimizer):
+        run.waits = Waits()
+        with run.waits:
+            train_epoch(run, losses, optimizer)
+        del run.waits                                                        # the losses' values are read once a pass
+
+    def watched_step(run):
+        stop_if_interrupted(run)
+        if hasattr(run, "waits"):
+            steps.append(run.waits.seen if len(run.history) > 1 else [])
+            run.waits.seen = []
+
+    monkeypatch.setattr(script.Run, "train_epoch", watched_epoch)
+    monkeypatch.setattr(script.Run, "stop_if_interrupted", watched_step)
+    script.main(["--dataset", tiny, "--batch-size", "8", *flags, *more, "--out", str(tmp_path)])
+    assert len(steps) >= 6 and not any(steps)
 
 
 def test_without_git_a_run_still_ends(tiny, tmp_path, monkeypatch):
