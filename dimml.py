@@ -223,7 +223,7 @@ class Run(ExitStack):
         self.recipe = cli.settle_recipe(args, recipes.get(self.ds.name, recipes["default"]))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # else every new tensor is filled first: a tenth of a step
+        torch.utils.deterministic.fill_uninitialized_memory = False    # else each new tensor is filled before use
         torch.manual_seed(args.seed)                                # weights
         self.generator = torch.Generator().manual_seed(args.seed)   # order and augmentation
         self.sizes = {part: len(self.ds.indices(part)) for part in ("train", "val", "test")}

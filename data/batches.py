@@ -20,6 +20,21 @@ IMAGENET = {1: ([0.449], [0.226]), 3: ([0.485, 0.456, 0.406], [0.229, 0.224, 0.2
 FLOW_STD = 0.226                             # the scale TSN gives to flow pictures in [0, 1]
 
 
+@functools.cache          # constants are sent to the device once: a step must not wait for them
+def imagenet(channels, device):
+    """ImageNet's mean and std for pictures in [0, 255]: (2, channels, 1, 1)."""
+    return torch.tensor(IMAGENET[channels], device=device).mul(255)[..., None, None]
+
+
+@functools.cache
+def tukey(device):
+    """The window of `log_spectrogram`, Tukey's (0.25), scaled to unit power a Hz: (512,)."""
+    ramp = 0.5 * (1 - torch.cos(torch.pi * torch.arange(64, device=device) / 64))
+    # scipy asks for the periodic window: 513 points, the last one cut; the ramps take an eighth at each end.
+    window = torch.cat([ramp, torch.ones(385, device=device), ramp[1:].flip(0)])
+    return window / (RATE * window.square().sum()).sqrt()
+
+
 def log_spectrogram(waveform, standardize=False):
     """(B, L) int16 at 16 kHz -> (B, 1, 1, 257, F) float, F = (L - 353) // 159.
 
@@ -29,10 +44,7 @@ def log_spectrogram(waveform, standardize=False):
     """
     frames = (waveform.float() / 32768).unfold(-1, WINDOW, HOP)             # (B, F, 512)
     frames = frames - frames.mean(-1, keepdim=True)                         # a copy, in place from here on
-    ramp = 0.5 * (1 - torch.cos(torch.pi * torch.arange(64, device=frames.device) / 64))
-    # scipy asks for the periodic Tukey window: 513 points, the last one cut; the ramps take an eighth at each end.
-    window = torch.cat([ramp, torch.ones(385, device=frames.device), ramp[1:].flip(0)])
-    spectrum = torch.fft.rfft(frames.mul_(window / (RATE * window.square().sum()).sqrt()))
+    spectrum = torch.fft.rfft(frames.mul_(tukey(frames.device)))
     power = spectrum.real.square() + spectrum.imag.square()
     power[..., 1:-1] *= 2                                                    # one-sided: all but 0 Hz and Nyquist
     spectrogram = power.add_(1e-7).log_()
@@ -65,24 +77,19 @@ def draw_boxes(frame, scale, generator, ratio=(3 / 4, 4 / 3)):
     return torch.cat([top, left, h, w], 1)
 
 
-def crop(pictures, box, size):
-    """(B, C, H, W) and (B, 4) boxes as shares of the frame (top, left, height, width) -> (B, C, *size) float32.
-
-    A box with negative width is mirrored. Bilinear, one box a sample, the whole batch in one kernel.
-    """
+def affine(box):
+    """(N, 4) boxes as shares of the frame (top, left, height, width) -> `crop`'s (N, 2, 3). Negative width mirrors."""
     top, left, h, w = box.unbind(1)
     zero = torch.zeros_like(top)
     # grid_sample's frame is [-1, 1]: a box is scaled by its share and moved to its centre
-    theta = torch.stack([torch.stack([w, zero, 2 * left + w.abs() - 1], 1),
-                         torch.stack([zero, h, 2 * top + h - 1], 1)], 1)
+    return torch.stack([torch.stack([w, zero, 2 * left + w.abs() - 1], 1),
+                        torch.stack([zero, h, 2 * top + h - 1], 1)], 1)
+
+
+def crop(pictures, theta, size):
+    """(B, C, H, W) and (B, 2, 3) from `affine` -> (B, C, *size) float32. Bilinear, the whole batch in one kernel."""
     grid = F.affine_grid(theta, [*pictures.shape[:2], *size], align_corners=False)
     return F.grid_sample(pictures.float(), grid, padding_mode="border", align_corners=False)
-
-
-@functools.cache          # sent to the device once: a step must not wait for it
-def imagenet(channels, device):
-    """ImageNet's mean and std for pictures in [0, 255]: (2, channels, 1, 1)."""
-    return torch.tensor(IMAGENET[channels], device=device).mul(255)[..., None, None]
 
 
 def normalize(pictures, kind):
@@ -93,22 +100,22 @@ def normalize(pictures, kind):
     return pictures.sub_(mean).div_(std)
 
 
-def to_input(mod, stored, box=None):
-    """A stored batch (B, ...) -> float32 (B, T, C, H, W), the encoder's input. `box` (B, 4): see `crop`; None: whole."""
+def to_input(mod, stored, theta=None):
+    """A stored batch (B, ...) -> float32 (B, T, C, H, W), the encoder's input. `theta` (B, 2, 3): see `crop`; None: whole."""
     if mod.kind == "audio":
         return log_spectrogram(stored, mod.standardize)
     if mod.kind == "spectrogram":
         return ((stored.float() - mod.mean) / mod.std).unsqueeze(1)
     t = stored.shape[1]
-    if box is None and tuple(stored.shape[-2:]) == mod.size:
+    if theta is None and tuple(stored.shape[-2:]) == mod.size:
         pictures = stored.float()
     else:
-        if box is None:
-            box = torch.tensor([0.0, 0.0, 1.0, 1.0], device=stored.device).expand(len(stored), 4)
-        pictures = rearrange(crop(rearrange(stored, "b t c h w -> b (t c) h w"), box, mod.size),
+        if theta is None:
+            theta = torch.eye(2, 3, device=stored.device).expand(len(stored), 2, 3)
+        pictures = rearrange(crop(rearrange(stored, "b t c h w -> b (t c) h w"), theta, mod.size),
                              "b (t c) h w -> b t c h w", t=t)
         if mod.kind == "flow":                                               # motion to the right is now to the left
-            mirrored = (box[:, 3] < 0)[:, None, None, None]
+            mirrored = (theta[:, 0, 0] < 0)[:, None, None, None]
             pictures[:, :, 0] = torch.where(mirrored, 255 - pictures[:, :, 0], pictures[:, :, 0])
     return normalize(pictures, mod.kind)
 
@@ -142,7 +149,7 @@ class Batches:
             self.order = np.append(self.order, np.repeat(self.order[-1:], -len(self.order) % processes.count()))
 
     def _draw(self, name, mod, generator):
-        """Boxes of this pass as shares of the frame, mirrored ones with negative width: (n, 4) on the device."""
+        """Boxes of this pass as shares of the frame, mirrored ones with negative width: (n, 4)."""
         for other, boxes in self.boxes.items():                              # flow and rgb see the same crop
             if {mod.kind, self.ds.modalities[other].kind} == {"rgb", "flow"}:
                 return boxes
@@ -154,7 +161,7 @@ class Batches:
         if mod.flip:
             mirrored = torch.rand(len(self.order), generator=generator) < 0.5
             boxes[:, 3] = torch.where(mirrored, -boxes[:, 3], boxes[:, 3])
-        return boxes.float().to(self.device)
+        return boxes.float()
 
     def __len__(self):
         return -(-len(self.order) // self.batch_size) - self.done
@@ -168,6 +175,7 @@ class Batches:
         order = torch.from_numpy(self.order)
         labels = torch.from_numpy(self.ds.labels[self.order]).to(self.device)
         on_device = order.to(self.device)
+        theta = {name: affine(boxes.to(self.device)) for name, boxes in self.boxes.items()}
         starts = range(self.done * self.batch_size, len(self.order), self.batch_size)
 
         def share(start):
@@ -190,7 +198,7 @@ class Batches:
                 stored = ahead.result()
                 if start + self.batch_size < len(self.order):
                     ahead = reader.submit(fetch, start + self.batch_size)
-                inputs = {name: to_input(mod, stored[name], self.boxes[name][share(start)] if name in self.boxes else None)
+                inputs = {name: to_input(mod, stored[name], theta[name][share(start)] if name in theta else None)
                           for name, mod in self.ds.modalities.items()}
                 stop = start + self.batch_size
                 yield inputs, labels[start:stop], on_device[start:stop]

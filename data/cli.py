@@ -70,7 +70,8 @@ def commit():
 def pick_device(gpu, amp):
     """--gpu and --amp -> device, dtype and the device's name; joins torchrun's processes. Raises DataError for no such GPU.
 
-    auto: bfloat16 where the hardware multiplies it fast, else float16 on a GPU and float32 on a CPU.
+    auto: bfloat16 where the hardware multiplies it fast, else float16 on a GPU and float32 on a CPU. float32 is PyTorch's:
+    convolutions on a newer GPU round their inputs to TF32.
     """
     local = processes.join()
     if local is not None and gpu is not None:
@@ -79,9 +80,9 @@ def pick_device(gpu, amp):
     if gpu is not None and not 0 <= gpu < torch.cuda.device_count():
         raise DataError(f"--gpu {gpu}: this machine has {torch.cuda.device_count()} usable GPUs (without --gpu the CPU serves)")
     if torch.cuda.is_available():
-        device, fast = torch.device("cuda", gpu or 0), torch.cuda.is_bf16_supported(including_emulation=False)
+        device = torch.device("cuda", gpu or 0)
         torch.cuda.set_device(device)
-        name = torch.cuda.get_device_name(device)
+        fast, name = torch.cuda.is_bf16_supported(including_emulation=False), torch.cuda.get_device_name(device)
     else:
         device, fast = torch.device("cpu"), torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
         name = f"CPU with {torch.get_num_threads()} threads"

@@ -79,20 +79,20 @@ def cpu_seconds(function):
     return median_seconds(function, time.process_time)
 
 
-def random_folder(folder, modalities, n, frame=None):
-    """A prepared folder of random bytes, `n` items for train and 8 for test."""
+def random_folder(folder, modalities, n, frame=None, n_test=8):
+    """A prepared folder of random bytes, `n` items for train and `n_test` for test."""
     rng, specs = np.random.default_rng(0), {}
     for name, spec in modalities.items():
         options = {key: value for key, value in spec.items() if key != "shape"}
-        shape = (n + 8, *spec["shape"])
+        shape = (n + n_test, *spec["shape"])
         array = (rng.integers(-3000, 3000, shape, dtype=np.int16) if spec["kind"] == "audio" else
                  rng.integers(0, 256, shape, dtype=np.uint8))
         specs[name] = {**options, "array": array}
         if frame and spec["kind"] == "rgb":
-            specs[name]["frame"] = np.tile(frame, (n + 8, 1))
-    labels = np.arange(n + 8) % 4
-    return str(store.write(folder, specs, labels, {"official": np.where(np.arange(n + 8) < n, 0, 2)}, list("abcd"),
-                           [str(i) for i in range(n + 8)]))
+            specs[name]["frame"] = np.tile(frame, (n + n_test, 1))
+    labels = np.arange(n + n_test) % 4
+    return str(store.write(folder, specs, labels, {"official": np.where(np.arange(n + n_test) < n, 0, 2)}, list("abcd"),
+                           [str(i) for i in range(n + n_test)]))
 
 
 def quiet_run(script, name, argv):
@@ -120,10 +120,12 @@ def gpu_flag(device):
     return ["--gpu", str(device.index)] if device.type == "cuda" else []
 
 
-def epochs_of(device, name, batch, steps):
-    """A real training epoch of DI-MML's first stage against the same steps on one batch on the device: the limit."""
+@contextlib.contextmanager
+def first_stage(device, name, batch, steps):
+    """DI-MML's first stage with DUC on a dataset's shapes: its Run, its model, and a function that makes a pass over batches."""
     with tempfile.TemporaryDirectory() as scratch:
-        dataset = random_folder(f"{scratch}/{name}", SHAPES[name][0], batch * steps) if name in SHAPES else name
+        n_test = 64 if device.type == "cuda" else 8
+        dataset = random_folder(f"{scratch}/{name}", SHAPES[name][0], batch * steps, n_test=n_test) if name in SHAPES else name
         flags = ["--dataset", dataset, "--batch-size", str(batch), "--out", scratch, *gpu_flag(device)]
         with quiet_run(dimml, "dimml", flags) as run:
             in_channels = {m: mod.in_channels for m, mod in run.ds.modalities.items()}
@@ -136,36 +138,43 @@ def epochs_of(device, name, batch, steps):
                 logits = [*model.own_logits(z).values(), *map(model.shared_head, z.values())]
                 return {"all": sum(F.cross_entropy(o, labels) for o in logits) + dimml.duc_loss(z, model.effective(), 50.0)}
 
-            optimizer, pass_over = run.optimizer(model.parameters()), run.ds.batches
-            still = OneBatch(pass_over("train", batch, run.device, True, run.generator))
-            run.stage, run.record = "measured", {}
-
             def one_pass(batches):
+                torch.use_deterministic_algorithms(True)
                 run.ds.batches, run.history = batches, []
                 run.train_epoch(losses, optimizer)
 
-            passes = {"real": lambda: one_pass(pass_over), "limit": lambda: one_pass(lambda *_: still)}
-            if device.type == "cuda":          # there the arrays may lie on the device
-                mapped = copy.copy(run.ds)
-                mapped.resident = lambda device: None
-                passes["memory map"] = lambda: one_pass(mapped.batches)
-            seconds = seconds_in_turns(passes, device=device)
-            rates = {name: batch * len(still) / statistics.median(turns) for name, turns in seconds.items()}
-            run.ds.batches = pass_over
-            begun = time.perf_counter()
-            run.collect(model.features, "test")
-            _, n_train, n_test = SHAPES.get(name) or (None, run.sizes["train"], run.sizes["test"])
-            epoch = n_train / rates["real"] + n_test * (time.perf_counter() - begun) / run.sizes["test"]
-            return {"batch": batch, "precision": run.config["amp"], "items_a_second": rates["real"], "limit": rates["limit"],
-                    "share_of_limit": statistics.median(map(operator.truediv, seconds["limit"], seconds["real"])),
-                    "from_memory_map": rates.get("memory map"), "seconds_an_epoch": epoch,
-                    "minutes_a_full_run": epoch * (run.recipe["epochs"] + run.recipe["fusion_epochs"]) / 60,
-                    "peak_device_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None}
+            optimizer, run.stage, run.record = run.optimizer(model.parameters()), "measured", {}
+            yield run, model, one_pass
+
+
+def epochs_of(device, name, batch, steps):
+    """A real training epoch of DI-MML's first stage against the same steps on one batch on the device: the limit."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with first_stage(device, name, batch, steps) as (run, model, one_pass):
+        pass_over, still = run.ds.batches, OneBatch(run.ds.batches("train", batch, run.device, True, run.generator))
+        passes = {"real": lambda: one_pass(pass_over), "limit": lambda: one_pass(lambda *_: still)}
+        if device.type == "cuda":          # there the arrays may lie on the device
+            mapped = copy.copy(run.ds)
+            mapped.resident = lambda device: None
+            passes["memory map"] = lambda: one_pass(mapped.batches)
+        seconds = seconds_in_turns(passes, device=device)
+        rates = {source: batch * len(still) / statistics.median(turns) for source, turns in seconds.items()}
+        run.ds.batches = pass_over
+        peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+        test = median_seconds(lambda: run.collect(model.features, "test"), device=device) / run.sizes["test"]
+        _, n_train, n_test = SHAPES.get(name) or (None, run.sizes["train"], run.sizes["test"])
+        epoch = n_train / rates["real"] + n_test * test
+        return {"batch": batch, "precision": run.config["amp"], "items_a_second": rates["real"], "limit": rates["limit"],
+                "share_of_limit": statistics.median(map(operator.truediv, seconds["limit"], seconds["real"])),
+                "from_memory_map": rates.get("memory map"), "seconds_an_epoch": epoch,
+                "minutes_a_full_run": epoch * (run.recipe["epochs"] + run.recipe["fusion_epochs"]) / 60,
+                "peak_device_bytes": peak}
 
 
 def epochs(device):
     """All datasets' shapes; on a CPU small batches and few steps, which take long enough."""
-    batch, steps = (16, 20) if device.type == "cuda" else (4, 3)
+    batch, steps = (16, 100) if device.type == "cuda" else (4, 3)
     figures = {name: epochs_of(device, name, batch, steps) for name in SHAPES}
     return {"synthetic": epochs_of(device, "synthetic", 16, 16), **figures}
 
@@ -218,9 +227,10 @@ def usual_epoch(dataset, batch, device, dimensions):
     heads = [nn.Linear(512, 4).to(device) for _ in range(3)]
     parameters = [p for module in (audio, rgb, *heads) for p in module.parameters()]
     optimizer = torch.optim.SGD(parameters, 1e-3, momentum=0.9, weight_decay=1e-4)
-    loader = DataLoader(dataset, batch, shuffle=True, num_workers=4 if device.type == "cuda" else 1, persistent_workers=True)
+    loader = DataLoader(dataset, batch, shuffle=True, num_workers=max(1, len(os.sched_getaffinity(0)) // 2), persistent_workers=True)
 
     def one_pass():
+        torch.use_deterministic_algorithms(False)
         right = [0] * 4
         for spectrogram, frames, labels in loader:
             spectrogram, frames, labels = spectrogram.to(device), frames.to(device), labels.to(device)
@@ -240,12 +250,14 @@ def usual_epoch(dataset, batch, device, dimensions):
 
 def usual_way(device):
     """DI-MML's first stage on CREMA-D's shapes, end to end: items a second as usual and here."""
-    batch, steps = (16, 20) if device.type == "cuda" else (8, 2)
-    dimensions = [torch.rand(512) < 0.5 for _ in range(2)]
-    one_pass = usual_epoch(UsualDataset(batch * steps, 3, 360, 480, (257, 299)), batch, device, dimensions)
-    usual = batch * steps / median_seconds(one_pass, device=device)
-    ours = epochs_of(device, "cremad", batch, steps)["items_a_second"]
-    return {"batch": batch, "usual_items_a_second": usual, "ours_items_a_second": ours, "ratio": ours / usual}
+    batch, steps = (16, 50) if device.type == "cuda" else (8, 2)
+    dimensions = [torch.rand(512, device=device) < 0.5 for _ in range(2)]
+    usual = usual_epoch(UsualDataset(batch * steps, 3, 360, 480, (257, 299)), batch, device, dimensions)
+    with first_stage(device, "cremad", batch, steps) as (run, _, one_pass):
+        pass_over = run.ds.batches
+        seconds = seconds_in_turns({"usual": usual, "ours": lambda: one_pass(pass_over)}, device=device)
+    rates = {f"{way}_items_a_second": batch * steps / statistics.median(turns) for way, turns in seconds.items()}
+    return {"batch": batch, **rates, "ratio": statistics.median(map(operator.truediv, seconds["usual"], seconds["ours"]))}
 
 
 # ------------------------------------------------------------------------------------------------ the loader
@@ -276,12 +288,14 @@ def loader(device):
                     for mod in ds.modalities.values():
                         torch.from_numpy(mod.array[batches.items(step)])
 
-            as_usual = cpu_seconds(lambda: [usual[item] for item in range(16)]) / 16 * 1e3
-            here, read, draws, calls = (cpu_seconds(function) / n * 1e3 for function in (
-                lambda: augmented(ds, device), lambda: rows(ds), lambda: rows(few_pixels), lambda: augmented(few_pixels, "cpu")))
-        elsewhere = read - draws + calls
-        figures[name] = {"usual_ms": as_usual, "ours_augmented_ms": here, "ours_augmented_elsewhere_ms": elsewhere,
-                         "ratio_augmented": as_usual / here, "ratio_augmented_elsewhere": as_usual / elsewhere}
+            turns = seconds_in_turns({
+                "usual": lambda: [usual[item] for item in range(16)], "here": lambda: augmented(ds, device),
+                "read": lambda: rows(ds), "draws": lambda: rows(few_pixels), "calls": lambda: augmented(few_pixels, "cpu"),
+            }, time.process_time)
+            ms = {what: 1e3 * statistics.median(seconds) / (16 if what == "usual" else n) for what, seconds in turns.items()}
+        elsewhere = ms["read"] - ms["draws"] + ms["calls"]
+        figures[name] = {"usual_ms": ms["usual"], "ours_augmented_ms": ms["here"], "ours_augmented_elsewhere_ms": elsewhere,
+                         "ratio_augmented": ms["usual"] / ms["here"], "ratio_augmented_elsewhere": ms["usual"] / elsewhere}
     torch.set_num_threads(threads)
     return figures
 
@@ -381,12 +395,12 @@ def options(device):
 
     steps = {"float32": step(), "fused optimiser": step(fused=True), "channels_last": step(channels_last=True),
              "torch.compile": step(compiled=True), "bfloat16": step(torch.bfloat16),
-             "bfloat16 + channels_last": step(torch.bfloat16, True), "algorithms that need not be deterministic": step(deterministic=False),
-             "new tensors filled first, PyTorch's default for deterministic algorithms": step(filled=True)}
+             "bfloat16 + channels_last": step(torch.bfloat16, True), "non-deterministic algorithms allowed": step(deterministic=False),
+             "new tensors filled first (PyTorch's default)": step(filled=True)}
     if device.type == "cuda":
         steps |= {"float16 + channels_last": step(torch.float16, True),
                   "bfloat16 + channels_last + torch.compile": step(torch.bfloat16, True, True)}
-    turns = seconds_in_turns(steps, device=device)
+    turns = seconds_in_turns(steps, device=device, turns=3 * REPEATS)
     return {name: {"seconds": statistics.median(seconds),
                    "times_faster": statistics.median(map(operator.truediv, turns["float32"], seconds))} for name, seconds in turns.items()}
 
@@ -406,14 +420,14 @@ def reading_memory(n):
 
 
 def memory(device):
-    """The same for 64 and 256 items, each in a fresh process."""
+    """The same for 256 and 1024 items, each in a fresh process."""
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        return {str(n): pool.apply(reading_memory, (n,)) for n in (64, 256)}
+        return {str(n): pool.apply(reading_memory, (n,)) for n in (256, 1024)}
 
 
 def growth(device):
     """Seconds for 1, 2 and 4 times the work, and for the same work with 1, 2 and 4 processes of one thread."""
-    figures = {"items": {}, "classes": {}, "processes": {}}
+    figures = {"items": {}, "classes": {}} | ({"processes": {}} if device.type == "cpu" else {})
     for times in (1, 2, 4):
         with tempfile.TemporaryDirectory() as scratch:
             spec = {"image": {"kind": "rgb", "shape": (1, 3, 32, 32), "flip": False}}
@@ -495,7 +509,7 @@ def markdown(result):
     for name, figure in result.get("loader", {}).items():
         rows.append((f"CPU time to load an item of {name}'s shapes, against the usual way",
                      f"{figure['ratio_augmented_elsewhere']:.0f} times less where a GPU augments (its kernels are called, "
-                     f"not computed), {figure['ratio_augmented']:.1f} times less on the CPU alone"))
+                     f"not computed), {figure['ratio_augmented']:.1f} times less where this device does"))
     if figure := result.get("losses"):
         rows.append(("`duc_loss`, forward and backward, batch 64, against the loop", f"{figure['duc_ratio']:.0f} times faster"))
         rows.append(("`effective_dimensions`, 9,537 x 512 features, 101 classes",
@@ -542,6 +556,8 @@ def main():
     args = parser.parse_args()
     if args.readme:
         return write_readme()
+    if args.gpu is None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""          # else the scripts would take the first one
     device = torch.device("cpu") if args.gpu is None else torch.device("cuda", args.gpu)
     name = f"{torch.get_num_threads()} CPU threads" if args.gpu is None else torch.cuda.get_device_name(device)
     path = args.out / f"benchmark-{device.type}.json"
@@ -562,4 +578,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    with cli.exit_codes("benchmark.py"):
+        main()

@@ -31,7 +31,7 @@ def test_crop_is_torchvisions_for_each_sample():
     pictures = torch.randint(0, 256, (3, 3, 60, 80), dtype=torch.uint8)
     boxes = [(10, 20, 30, 40, False), (0, 0, 60, 80, True), (5, 7, 50, 17, True)]
     shares = torch.tensor([[t / 60, x / 80, h / 60, (-w if flip else w) / 80] for t, x, h, w, flip in boxes])
-    got = batches.crop(pictures, shares, (48, 40))
+    got = batches.crop(pictures, batches.affine(shares), (48, 40))
     for i, (t, x, h, w, flip) in enumerate(boxes):
         want = TF.resized_crop(pictures[i].float(), t, x, h, w, [48, 40], antialias=False)
         want = TF.horizontal_flip(want) if flip else want
