@@ -200,10 +200,10 @@ def guide(run, model, anchor, follower):
         for name, output in run.collect(anchor_outputs, "train")[0].items():
             once[name] = output.new_full((len(run.ds.labels), output.shape[1]), torch.nan).index_copy_(0, rows, output)
 
-    fixed = torch.tensor(recipe["interaction"] or [], device=run.device)
+    fixed = recipe["interaction"] and torch.tensor(recipe["interaction"], device=run.device)
 
     def weights():
-        return fixed if recipe["interaction"] else (smoothed / recipe["temperature"]).softmax(0)
+        return (smoothed / recipe["temperature"]).softmax(0) if fixed is None else fixed
 
     def losses(inputs, labels, index):
         frozen = {name: output[index] for name, output in once.items()} or anchor_outputs(inputs)

@@ -1,4 +1,5 @@
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -27,6 +28,17 @@ def arrays(n=48, n_classes=3, size=24, modalities=("audio", "image"), seed=0):
             specs[name] = {"kind": "spectrogram", "array": noise[:, :1].astype(np.float16)}
     return {"modalities": specs, "labels": labels, "classes": [f"class {c}" for c in range(n_classes)],
             "ids": [f"item {i}" for i in range(n)], "splits": {"official": np.where(np.arange(n) % 4 == 3, 2, 0)}}
+
+
+def quotes(text):
+    """The differences with their intervals, as `results.table.points` writes them, that a text quotes, in its order."""
+    return [re.sub(r"\s+", " ", quote) for quote in re.findall(r"[+−][\d.]+\s\[[^]]*\]", text)]
+
+
+def ledger(row):
+    """A row of results/DEVIATIONS.md, by its number."""
+    line, = re.findall(rf"^\| {row} \|.*", (ROOT / "results/DEVIATIONS.md").read_text(), re.M)
+    return line
 
 
 @pytest.fixture

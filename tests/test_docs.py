@@ -7,7 +7,7 @@ import re
 import subprocess
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, ledger, quotes
 
 from results import table
 
@@ -74,7 +74,5 @@ def test_the_informative_anchor_can_be_repeated_and_its_numbers_are_those_of_its
         for measure in (table.follower_probes, lambda results: table.accuracy(results, "fused")):
             measured.add(table.points(*table.paired(measure(tried), measure(plain))[:2]))
     words, = re.findall(r"\*\*Tried beyond the paper.*?## Limits", page("udi"), re.S)
-    row, = re.findall(r"\| U10 .*", (ROOT / "results/DEVIATIONS.md").read_text())
-    for text, count in ((words, 2), (row, 4)):
-        quoted = {re.sub(r"\s+", " ", quote) for quote in re.findall(r"[+−][\d.]+\s\[[^]]*\]", text)}
-        assert len(quoted) == count and quoted <= measured
+    for text, count in ((words, 2), (ledger("U10"), 4)):
+        assert len(set(quotes(text))) == count and set(quotes(text)) <= measured

@@ -2,12 +2,12 @@
 
 import itertools
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.stats
+from conftest import ledger, quotes
 
 from results import table
 
@@ -143,26 +143,25 @@ def test_the_report_is_executed_and_can_be_loaded_quickly():
     path = ROOT / "results/report.ipynb"
     code = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))     # in order, in one go
-    assert path.stat().st_size < 2_500_000
+    assert path.stat().st_size < 1_500_000
+
+
+def difference(ours, theirs):
+    return table.points(*table.paired(ours, theirs)[:2])
 
 
 def test_the_differences_in_the_readmes_words_are_those_of_the_runs():
-    def followers(results, _):
-        return table.follower_probes(results)
-
-    def answers(results, _):
-        return table.accuracy(results, list(next(iter(results.values()))["heads"])[-1])
-
     measured = set(bfloat16_less_float32())
     for methods in table.load().values():
-        for base in (table.JOINT, table.ENSEMBLE, "udi.interaction0-0", "udi.interaction0-0.stage1"):
-            for method, measure, m in itertools.product(methods, (answers, table.probes, followers), ("audio", "image")):
-                if measure != followers or method.startswith("udi") and base.startswith("udi"):
-                    pair = measure(methods[method], m), measure(methods[base], m)
-                    measured.add(table.points(*table.paired(*pair)[:2]))
-    words = (ROOT / "README.md").read_text().split("## Results")[1].split(table.BEGIN)[0]
-    quoted = re.findall(r"[+−][\d.]+\s\[[^]]*\]", words)
-    assert len(quoted) > 10 and {re.sub(r"\s+", " ", quote) for quote in quoted} <= measured
+        lines = table.rows(methods)
+        for base, method in itertools.product((table.JOINT, table.ENSEMBLE, "udi.interaction0-0", "udi.interaction0-0.stage1"), methods):
+            measured.add(difference(table.accuracy(*lines[method]), table.accuracy(*lines[base])))
+            for m in ("audio", "image"):
+                measured.add(difference(table.probes(methods[method], m), table.probes(methods[base], m)))
+            if method.startswith("udi") and base.startswith("udi"):
+                measured.add(difference(table.follower_probes(methods[method]), table.follower_probes(methods[base])))
+    quoted = quotes((ROOT / "README.md").read_text().split("## Results")[1].split(table.BEGIN)[0])
+    assert len(quoted) > 10 and set(quoted) <= measured
 
 
 LEDGER = {"U3": ("udi.cka", "udi"), "U4": ("udi", "udi.interaction0.5-0.5"), "U5": ("udi.stage1", "udi")}
@@ -170,31 +169,21 @@ LEDGER = {"U3": ("udi.cka", "udi"), "U4": ("udi", "udi.interaction0.5-0.5"), "U5
 
 @pytest.mark.parametrize("row", LEDGER)
 def test_the_effects_in_the_ledger_are_those_of_the_runs(row):
-    ours, theirs = LEDGER[row]
-    measured = [table.points(*table.paired(table.accuracy(methods[ours], "fused"), table.accuracy(methods[theirs], "fused"))[:2])
-                for methods in table.load().values()]
-    assert quotes(row) == measured
+    lines = [[table.rows(methods)[method] for method in LEDGER[row]] for methods in table.load().values()]
+    assert quotes(ledger(row)) == [difference(table.accuracy(*ours), table.accuracy(*theirs)) for ours, theirs in lines]
 
 
 def bfloat16_less_float32():
     """One difference for each set and method: the same commands but for --amp, the same seeds."""
     runs = table.load()
     for section, methods in table.load(ROOT / "results/bfloat16").items():
-        for method, results in methods.items():
-            *_, head = next(iter(results.values()))["heads"]
+        for method, (results, head) in table.rows(methods).items():
             assert set(results) == set(range(5)) and table.differing(results[0], runs[section][method][0]) == ["amp"]
-            pair = table.accuracy(results, head), table.accuracy(runs[section][method], head)
-            yield table.points(*table.paired(*pair)[:2])
+            yield difference(table.accuracy(results, head), table.accuracy(runs[section][method], head))
 
 
 def test_bfloat16_in_the_ledger():
-    assert quotes("D20") == list(bfloat16_less_float32()) and len(quotes("D20")) == 6
-
-
-def quotes(row):
-    """The differences with their intervals in a row of the ledger."""
-    line, = re.findall(rf"^\| {row} \|.*", (ROOT / "results/DEVIATIONS.md").read_text(), re.M)
-    return re.findall(r"[+−][\d.]+ \[[^]]*\]", line)
+    assert quotes(ledger("D20")) == list(bfloat16_less_float32()) and len(quotes(ledger("D20"))) == 6
 
 
 def test_follower_probes_leave_the_anchor_out():
