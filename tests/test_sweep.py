@@ -41,6 +41,7 @@ def test_killed_and_started_again_it_runs_what_is_missing(tiny, tmp_path):
                "joint_baseline.concat", "--datasets", tiny, "--seeds", "1", "--out", str(tmp_path), "--", *SHORT]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while not list(tmp_path.glob("*.json")):                             # one is finished, others are under way
+        assert process.poll() is None, "it ended before it could be killed"
         time.sleep(0.05)
     process.kill()
     process.communicate()
