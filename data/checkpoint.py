@@ -23,6 +23,8 @@ def lock(path):
     with open(f"{path}.lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(file.fileno()).st_nlink:         # its last holder has removed it since it was opened
+                raise BlockingIOError
         except BlockingIOError:
             raise DataError(f"{path}: a run of this name is under way: wait for it, or give this one its own --out") from None
         try:

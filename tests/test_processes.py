@@ -1,6 +1,7 @@
 """Two processes take the step of one: a real torchrun, gloo, on the CPU."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -17,7 +18,8 @@ def test_two_processes_take_the_steps_of_one_and_count_every_item_once(tmp_path)
     """All losses of all scripts, the contrastive and the mutual-information terms and the cosines of the gradients too."""
     folder = str(store.write(tmp_path / "tiny", **arrays(n=50)))             # 12 test items, 38 to train: nothing is even
     command = ["tests/frozen_batchnorm.py", folder]
-    subprocess.run([*TORCHRUN, *command, str(tmp_path / "two")], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([*TORCHRUN, *command, str(tmp_path / "two")], cwd=ROOT, check=True, capture_output=True,
+                   env={**os.environ, "TMPDIR": str(tmp_path)})              # torchrun leaves a folder
     subprocess.run([sys.executable, *command, str(tmp_path / "one")], cwd=ROOT, check=True, capture_output=True)
     names = sorted(path.name for path in (tmp_path / "one").glob("*.json"))
     assert len(names) == 3

@@ -1,5 +1,6 @@
 """Whole runs on a tiny dataset: what they write, that they repeat, and that a killed one goes on to the same end."""
 
+import fcntl
 import json
 import os
 import resource
@@ -18,7 +19,7 @@ import data
 import dimml
 import joint_baseline
 import udi
-from data import checkpoint, store
+from data import DataError, checkpoint, store
 
 ROOT = Path(__file__).parent.parent
 RUNS = {  # name: (script, flags, file)
@@ -111,6 +112,13 @@ def test_two_runs_of_one_name(tiny, tmp_path, capsys):
     assert stop.value.code == 2 and "a run of this name is under way" in capsys.readouterr().err
     assert list(tmp_path.glob("joint*")) == []
     joint_baseline.main(command)
+
+
+def test_a_lock_that_its_holder_removes_while_it_is_taken(tmp_path, monkeypatch):
+    take = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", lambda *args: (os.remove(tmp_path / "run.lock"), take(*args)))
+    with pytest.raises(DataError, match="a run of this name is under way"), checkpoint.lock(tmp_path / "run"):
+        pass
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tiny, tmp_path):
