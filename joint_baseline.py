@@ -16,12 +16,10 @@ Where this file departs from published code, and why: results/DEVIATIONS.md.
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from contextlib import ExitStack
 
-import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -190,7 +188,7 @@ class Run(ExitStack):
         self.path = f"{args.out}/{label}-{self.ds.name}-{self.ds.split}-seed{args.seed}"
         self.args, self.records, self.history = args, [], []       # epochs done; the losses of this epoch's steps
         self.checkpoint = checkpoint.matching(self.path, self.config, args.resume)
-        self.commit = self.checkpoint["commit"] if self.checkpoint else cli.commit()
+        self.made_with = cli.made_with(self.device_name, self.checkpoint)
         print(f"{label} on {self.ds.name}, split {self.ds.split}, seed {args.seed}: "
               + ", ".join(f"{size} {part}" for part, size in self.sizes.items())
               + f" items of {len(self.ds.classes)} classes; {self.device_name}, {self.config['amp']}, arrays "
@@ -293,7 +291,7 @@ class Run(ExitStack):
         """A checkpoint, at the end of an epoch or, with the losses of its first steps, within one."""
         if processes.rank() == 0:
             checkpoint.save(self.path, {
-                "config": self.config, "commit": self.commit, "records": self.records, "history": self.history,
+                "config": self.config, "made_with": self.made_with, "records": self.records, "history": self.history,
                 "stage": self.stage, "model": self.model.state_dict(), "optimizer": self.stage_optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(), "generator": self.drawn_from})
 
@@ -308,8 +306,7 @@ class Run(ExitStack):
         (train, train_y), (test, test_y) = self.features(encoders, "train"), self.features(encoders, "test")
         result = {
             "schema": 1, **self.config, "command": self.args.command,
-            "commit": self.commit, "device": self.device_name,
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+            **self.made_with[0], "resumed_with": self.made_with[1:],
             "seconds": sum(record["seconds"] for record in self.records),
             "items_per_second": statistics.median(record["items_per_second"] for record in self.records),
             **{f"n_{part}": size for part, size in self.sizes.items()}, "classes": self.ds.classes,

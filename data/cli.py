@@ -4,12 +4,14 @@ import argparse
 import contextlib
 import math
 import os
+import platform
 import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from data import processes
@@ -65,6 +67,19 @@ def commit():
                               capture_output=True, cwd=Path(__file__).parent).stdout.strip() or None
     except OSError:
         return None
+
+
+def made_with(device_name, checkpoint):
+    """[{commit, device, versions}] of a run, and after it those it was resumed with, where they are others: that is said."""
+    here = {"commit": commit(), "device": device_name,
+            "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}}
+    before = (checkpoint or {}).get("made_with", [here])
+    then, now = ({**made, **made["versions"]} for made in (before[-1], here))
+    changes = [f"{key} {then[key]} (now {now[key]})" for key in now if key != "versions" and then[key] != now[key]]
+    if not changes:
+        return before
+    print(f"warning: resumed with another {', '.join(changes)}: the bits may differ from those of a run in one piece", flush=True)
+    return [*before, here]
 
 
 def pick_device(gpu, amp):

@@ -172,6 +172,18 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tiny, tmp_path
     assert comparable(resumed) == comparable(whole)
 
 
+def test_a_run_resumed_elsewhere_says_so(tiny, tmp_path, monkeypatch, capsys):
+    command = ["--dataset", tiny, "--modality", "image", "--batch-size", "8", "--epochs", "1", "--out", str(tmp_path)]
+    whole = joint_baseline.main(command)
+    assert whole["resumed_with"] == joint_baseline.main([*command, "--resume"])["resumed_with"] == []
+    assert "resumed with another" not in capsys.readouterr().out
+    monkeypatch.setattr(torch, "__version__", "2.0")
+    result = joint_baseline.main([*command, "--resume"])
+    assert f"warning: resumed with another torch {whole['versions']['torch']} (now 2.0): the bits" in capsys.readouterr().out
+    assert result["versions"] == whole["versions"]
+    assert [made["versions"]["torch"] for made in result["resumed_with"]] == ["2.0"]
+
+
 def test_resume_refuses_another_run(tiny, tmp_path, capsys):
     command = ["--dataset", tiny, "--batch-size", "8", "--epochs", "1", "--out", str(tmp_path)]
     joint_baseline.main(command)
