@@ -79,6 +79,18 @@ def load(path):
     return None
 
 
+def changes(then, now):
+    """Where two dicts, and the dicts in them, differ, as words: ["lr 0.003 (now 0.5)", ...]."""
+    words = []
+    for key in {**then, **now}:
+        a, b = then.get(key), now.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            words += changes(a, b)
+        elif a != b:
+            words.append(f"{key} {a} (now {b})")
+    return words
+
+
 def matching(path, config, resume):
     """The checkpoint to go on from, or None. Raises DataError if there is one of another run, with or without `resume`:
     a run under the same name would write over it. Makes the folder, so that one which cannot be is known before training."""
@@ -86,9 +98,7 @@ def matching(path, config, resume):
     found = load(path)
     if not found:
         return None
-    then, now = (dict(c, **c["recipe"], **{f"data {k}": v for k, v in c["data"].items()}) for c in (found["config"], config))
-    differing = [f"{key} {then.get(key)} (now {now.get(key)})" for key in {**then, **now}
-                 if key not in ("recipe", "data") and then.get(key) != now.get(key)]
-    if differing:
+    then, now = ({**c, "data": {f"data {k}": v for k, v in c["data"].items()}} for c in (found["config"], config))
+    if differing := changes(then, now):
         raise DataError(f"{path}.pt was made with another {', '.join(differing)}: give this run its own --out")
     return found if resume else None

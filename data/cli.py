@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from data import processes
+from data.checkpoint import changes
 from data.store import DataError
 
 
@@ -74,11 +75,10 @@ def made_with(device_name, checkpoint):
     here = {"commit": commit(), "device": device_name,
             "versions": {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}}
     before = (checkpoint or {}).get("made_with", [here])
-    then, now = ({**made, **made["versions"]} for made in (before[-1], here))
-    changes = [f"{key} {then[key]} (now {now[key]})" for key in now if key != "versions" and then[key] != now[key]]
-    if not changes:
+    differing = changes(before[-1], here)
+    if not differing:
         return before
-    print(f"warning: resumed with another {', '.join(changes)}: the bits may differ from those of a run in one piece", flush=True)
+    print(f"warning: resumed with another {', '.join(differing)}: the bits may differ from those of a run in one piece", flush=True)
     return [*before, here]
 
 

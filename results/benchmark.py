@@ -139,10 +139,13 @@ def first_stage(device, name, batch, steps):
                 logits = [*model.own_logits(z).values(), *map(model.shared_head, z.values())]
                 return {"all": sum(F.cross_entropy(o, labels) for o in logits) + dimml.duc_loss(z, model.effective(), 50.0)}
 
-            def one_pass(batches):
-                torch.use_deterministic_algorithms(True)
+            own_batches = run.ds.batches
+
+            def one_pass(batches=own_batches):
+                torch.use_deterministic_algorithms(True)     # the usual way, between the turns, switches it off
                 run.ds.batches, run.history = batches, []
                 run.train_epoch(losses, optimizer)
+                run.ds.batches = own_batches
 
             optimizer, run.stage, run.record = run.optimizer(model.parameters()), "measured", {}
             yield run, model, one_pass
@@ -153,15 +156,14 @@ def epochs_of(device, name, batch, steps):
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with first_stage(device, name, batch, steps) as (run, model, one_pass):
-        pass_over, still = run.ds.batches, OneBatch(run.ds.batches("train", batch, run.device, True, run.generator))
-        passes = {"real": lambda: one_pass(pass_over), "limit": lambda: one_pass(lambda *_: still)}
+        still = OneBatch(run.ds.batches("train", batch, run.device, True, run.generator))
+        passes = {"real": one_pass, "limit": lambda: one_pass(lambda *_: still)}
         if device.type == "cuda":          # there the arrays may lie on the device
             mapped = copy.copy(run.ds)
             mapped.resident = lambda device: None
             passes["memory map"] = lambda: one_pass(mapped.batches)
         seconds = seconds_in_turns(passes, device=device)
         rates = {source: batch * len(still) / statistics.median(turns) for source, turns in seconds.items()}
-        run.ds.batches = pass_over
         peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
         test = median_seconds(lambda: run.collect(model.features, "test"), device=device) / run.sizes["test"]
         _, n_train, n_test = SHAPES.get(name) or (None, run.sizes["train"], run.sizes["test"])
@@ -254,9 +256,8 @@ def usual_way(device):
     batch, steps = (16, 50) if device.type == "cuda" else (8, 2)
     dimensions = [torch.rand(512, device=device) < 0.5 for _ in range(2)]
     usual = usual_epoch(UsualDataset(batch * steps, 3, 360, 480, (257, 299)), batch, device, dimensions)
-    with first_stage(device, "cremad", batch, steps) as (run, _, one_pass):
-        pass_over = run.ds.batches
-        seconds = seconds_in_turns({"usual": usual, "ours": lambda: one_pass(pass_over)}, device=device)
+    with first_stage(device, "cremad", batch, steps) as (_, _, ours):
+        seconds = seconds_in_turns({"usual": usual, "ours": ours}, device=device)
     rates = {f"{way}_items_a_second": batch * steps / statistics.median(turns) for way, turns in seconds.items()}
     return {"batch": batch, **rates, "ratio": statistics.median(map(operator.truediv, seconds["usual"], seconds["ours"]))}
 

@@ -177,6 +177,7 @@ def bfloat16_less_float32():
     """One difference for each set and method: the same commands but for --amp, the same seeds."""
     runs = table.load()
     for section, methods in table.load(ROOT / "results/bfloat16").items():
+        assert set(methods) == {"joint_baseline.concat", "dimml", "udi"}
         for method, (results, head) in table.rows(methods).items():
             assert set(results) == set(range(5)) and table.differing(results[0], runs[section][method][0]) == ["amp"]
             yield difference(table.accuracy(results, head), table.accuracy(runs[section][method], head))
