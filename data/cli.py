@@ -16,7 +16,7 @@ import torch
 
 from data import processes
 from data.checkpoint import changes
-from data.store import DataError
+from data.errors import DataError
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from torchvision.utils import flow_to_image
 
 from data import find_prepared, store
 from data.batches import log_spectrogram
-from data.cli import exit_codes
+from data.errors import exit_codes
 from data.store import PARTS, UNUSED, plain
 
 TILE = 128      # pixels, height and width of one picture of the contact sheet

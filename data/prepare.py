@@ -32,9 +32,9 @@ import numpy as np
 from tqdm import tqdm
 
 from data import HOW_TO_GET, store
-from data.cli import exit_codes
+from data.errors import DataError, exit_codes
 from data.media import BadFile
-from data.store import KINDS, PARTS, PICTURES, UNUSED, DataError, plain
+from data.store import KINDS, PARTS, PICTURES, UNUSED, plain
 
 TODO, DONE, BAD = 0, 1, 2
 TIME_LIMIT = 600      # seconds for one item; TV-L1 flow, the slowest, takes a tenth of it on a slow core
@@ -63,6 +63,12 @@ class Index:
     expected: dict
     lists: list = field(default_factory=list)
     notes: list = field(default_factory=list)
+
+
+def find_files(folder, pattern):
+    """Files below `folder` that match, in the order of their names; without what macOS and Windows leave behind."""
+    return sorted(path for path in Path(folder).glob(pattern) if path.is_file() and not path.name.startswith("._")
+                  and path.name not in (".DS_Store", "Thumbs.db") and "__MACOSX" not in path.parts)
 
 
 def find_folder(raw, *names):

@@ -27,6 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data.errors import DataError
+
 SCHEMA = 1
 PARTS = {"train": 0, "val": 1, "test": 2}
 UNUSED = 255
@@ -41,10 +43,6 @@ PICTURES = ("rgb", "view", "flow")
 LARGEST = 4096              # pixels, height or width that pictures are enlarged to; as stored they may be larger
 LARGEST_TEXT = 1 << 28      # bytes of meta.json or ids.txt
 LINE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")     # text that a terminal and UTF-8 can show
-
-
-class DataError(Exception):
-    """Something about the data that the user can mend; the message says what, where and how."""
 
 
 @dataclass(frozen=True)

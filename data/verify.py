@@ -16,8 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data import find_prepared, store
-from data.cli import exit_codes
-from data.store import DataError
+from data.errors import DataError, exit_codes
 
 
 def fault(folder, name, digest, progress):
