@@ -1,15 +1,17 @@
-"""AVLetters: ten speakers say the letters A to Z three times each; sound and lips, truly paired. To be requested from
-its authors (Matthews, Cootes, Bangham, Cox, Harvey: Extraction of visual features for lipreading, PAMI 2002).
+"""AVLetters: ten speakers say the letters A to Z three times each; sound and lips, truly paired.
 
-Raw: Lips/<Letter><repetition>_<Speaker>-lips.mat (MATLAB 5; the mouth, 60 x 80 grey, 25 frames a second) and
-Audio/mfcc/Clean/<Letter><repetition>_<Speaker>.mfcc (HTK; 26 coefficients every 20 ms: 12 cepstra, energy, their changes).
+To be requested from its authors (Matthews, Cootes, Bangham, Cox, Harvey: Extraction of visual
+features for lipreading, PAMI 2002). Raw: Lips/<Letter><repetition>_<Speaker>-lips.mat (MATLAB 5;
+the mouth, 60 x 80 grey, 25 frames a second) and Audio/mfcc/Clean/<Letter><repetition>_<Speaker>.mfcc
+(HTK; 26 coefficients every 20 ms: 12 cepstra, energy, and the changes of these).
 
 official  520 / 260: repetitions 1 and 2 train, 3 test; every speaker stands in both parts
-clean     468 / 156 / 156, no speaker in two parts: in the order of the alphabet the first six train (Anya, Bill, Faye,
-          John, Kate, Nicola), the next two val (Stephen, Steve), the last two test (Verity, Yi)
+clean     468 / 156 / 156, no speaker in two parts: in alphabetical order the first six train (Anya,
+          Bill, Faye, John, Kate, Nicola), two are val (Stephen, Steve), two test (Verity, Yi)
 """
 
 import io
+import itertools
 import string
 from pathlib import Path
 
@@ -31,14 +33,15 @@ def index(raw, options):
     sound = find_folder(lips.parent, "Audio/mfcc/Clean")
     items = []
     for label, letter in enumerate(string.ascii_uppercase):
-        for name in (f"{letter}{repetition}_{speaker}" for repetition in "123" for speaker in SPEAKERS):
+        for repetition, speaker in itertools.product("123", SPEAKERS):
+            name = f"{letter}{repetition}_{speaker}"
             files = [str(sound / f"{name}.mfcc"), str(lips / f"{name}-lips.mat")]
-            items.append(Item(name, label, name[3:], files))
+            items.append(Item(name, label, speaker, files))
     known = {path for item in items for path in item.files}
     for path in [*find_files(sound, "*.mfcc"), *find_files(lips, "*.mat")]:
         if str(path) not in known:
-            raise DataError(f"{path} is none of the {len(items)} letters: A to Z, repetition 1 to 3, "
-                            f"speaker {', '.join(SPEAKERS)}")
+            raise DataError(f"{path} is none of the {len(items)} letters: A to Z, repetition 1 to "
+                            f"3, speaker {', '.join(SPEAKERS)}")
     official = {item.id: 2 if item.id[1] == "3" else 0 for item in items}
     clean = {item.id: CLEAN[item.group] for item in items}
 
@@ -54,9 +57,10 @@ def index(raw, options):
         for item in items:
             item.detail = {"mean": mean.tolist(), "std": std.tolist()}
     modalities = {"audio": {"kind": "spectrogram", "shape": (1, COEFFICIENTS, STEPS)},
-                  "lips": {"kind": "rgb", "shape": (FRAMES, 1, HEIGHT, WIDTH), "size": (HEIGHT // 2, WIDTH // 2),
-                           "scale": (0.7, 1.0), "flip": True}}
-    return Index(items, list(string.ascii_uppercase), modalities, {"official": official, "clean": clean}, EXPECTED)
+                  "lips": {"kind": "rgb", "shape": (FRAMES, 1, HEIGHT, WIDTH),
+                           "size": (HEIGHT // 2, WIDTH // 2), "scale": (0.7, 1.0), "flip": True}}
+    splits = {"official": official, "clean": clean}
+    return Index(items, list(string.ascii_uppercase), modalities, splits, EXPECTED)
 
 
 def read_htk(path):
@@ -65,9 +69,11 @@ def read_htk(path):
     data = Path(path).read_bytes()
     frames, _, width, _ = np.frombuffer(data[:12].ljust(12, b"\0"), ">i4, >i4, >i2, >i2")[0].item()
     if width != 4 * COEFFICIENTS or frames < 1:
-        raise BadFile(path, f"is no HTK file of {COEFFICIENTS} coefficients: {frames} frames of {width} bytes")
+        raise BadFile(path, f"is no HTK file of {COEFFICIENTS} coefficients: {frames} frames of "
+                            f"{width} bytes")
     if len(data) != 12 + frames * width:
-        raise BadFile(path, f"has {len(data)} bytes, its header says {12 + frames * width} ({frames} frames)")
+        raise BadFile(path, f"has {len(data)} bytes, its header says {12 + frames * width} "
+                            f"({frames} frames)")
     values = np.frombuffer(data, ">f4", offset=12).reshape(frames, COEFFICIENTS).astype(np.float32)
     if not np.isfinite(values).all():
         raise BadFile(path, "has coefficients that are not finite")
@@ -75,7 +81,7 @@ def read_htk(path):
 
 
 def stretch(values):
-    """(frames, 26) -> (26, 40): each coefficient over time, linearly interpolated from the first frame to the last."""
+    """(frames, 26) -> (26, 40): each coefficient linearly interpolated, first frame to last."""
     at = np.linspace(0, len(values) - 1, STEPS)
     return np.stack([np.interp(at, np.arange(len(values)), column) for column in values.T])
 
@@ -88,11 +94,13 @@ def read_lips(path):
     try:
         content = loadmat(io.BytesIO(data))
         video, size = content["vid"], [int(side) for side in content["siz"].ravel()]
-    except Exception as error:      # scipy has no kind of its own for what is no MATLAB file, or a cut one
-        raise BadFile(path, f"cannot be read, it is cut off or no MATLAB file: {type(error).__name__}: {error}") from None
+    except Exception as error:      # of any kind: scipy has none of its own for a damaged file
+        raise BadFile(path, "cannot be read, it is cut off or no MATLAB file: "
+                            f"{type(error).__name__}: {error}") from None
     right = len(size) == 3 and size[:2] == [HEIGHT, WIDTH] and size[2] >= FRAMES
     if not right or video.size != np.prod(size) or video.dtype != np.uint8:
-        raise BadFile(path, f"has no lips of {HEIGHT} x {WIDTH}: size {size}, {video.size} values of {video.dtype}")
+        raise BadFile(path, f"has no lips of {HEIGHT} x {WIDTH}: size {size}, {video.size} values "
+                            f"of {video.dtype}")
     return video.reshape(size, order="F").transpose(2, 0, 1)
 
 

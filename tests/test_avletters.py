@@ -30,8 +30,8 @@ def files(root, name):
 
 @pytest.fixture
 def letters(tmp_path, monkeypatch):
-    """Three speakers. Sound: coefficient k rises by k a step from the letter's number on; picture: a bright column that
-    tells the frame, a bright row that tells the letter."""
+    """Three speakers. Sound: coefficient k rises by k a step, from the letter's number on.
+    Picture: a bright column tells the frame, a bright row the letter."""
     monkeypatch.setattr(avletters, "SPEAKERS", SPEAKERS)
     monkeypatch.setattr(avletters, "EXPECTED", {"official": (156, 0, 78), "clean": (78, 78, 78)})
     for label in range(26):
@@ -47,7 +47,8 @@ def letters(tmp_path, monkeypatch):
 
 
 def run(root, *flags, code=0):
-    command = ["avletters", "--raw", str(root), "--data-dir", str(root.parent / "out"), "--workers", "1", *flags]
+    command = ["avletters", "--raw", str(root), "--data-dir", str(root.parent / "out"), *flags]
+    command += ["--workers", "1"]
     if not code:
         return prepare.main(command)
     with pytest.raises(SystemExit) as stop:
@@ -71,16 +72,18 @@ def test_sound_and_lips_are_those_of_the_files(letters):
     np.testing.assert_allclose(audio, want, atol=2e-3)
 
     lips = ds.modalities["lips"]
-    assert lips.array.shape == (234, 4, 1, 60, 80) and (lips.size, lips.scale) == ((30, 40), (0.7, 1))
+    assert lips.array.shape == (234, 4, 1, 60, 80)
+    assert (lips.size, lips.scale, lips.flip) == ((30, 40), (0.7, 1), True)
     for item, label in enumerate(ds.labels):
-        for picture, frame in zip(lips.array[item, :, 0], (2, 7, 12, 17)):      # the middle of each quarter of 20
+        for picture, frame in zip(lips.array[item, :, 0], (2, 7, 12, 17)):      # quarters of 20
             want = np.zeros((60, 80))
             want[2 * label] = 100
             want[:, frame] = 255
             np.testing.assert_array_equal(picture, want)
 
     clean = open_dataset("avletters", letters.parent / "out", split="clean")
-    speakers = {part: {clean.ids[i][3:] for i in clean.indices(part)} for part in ("train", "val", "test")}
+    speakers = {part: {clean.ids[i][3:] for i in clean.indices(part)}
+                for part in ("train", "val", "test")}
     assert speakers == {"train": {"Anya"}, "val": {"Stephen"}, "test": {"Yi"}}
 
 
@@ -90,14 +93,19 @@ def cut(path, share=0.6):
 
 @pytest.mark.parametrize("damage,reason", [
     (lambda sound, lips: cut(lips), "cannot be read, it is cut off or no MATLAB file"),
-    (lambda sound, lips: lips.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"), "Git LFS pointer"),
+    (lambda sound, lips: lips.write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
+     "Git LFS pointer"),
     (lambda sound, lips: savemat(lips, {"vid": np.zeros((4800, 20), np.uint8)}), "KeyError: 'siz'"),
-    (lambda sound, lips: write_lips(lips, np.zeros((3, 60, 80), np.uint8)), "has no lips of 60 x 80: size [60, 80, 3]"),
-    (lambda sound, lips: savemat(lips, {"vid": np.zeros((4800, 20)), "siz": [[60, 80, 20]]}), "values of float64"),
+    (lambda sound, lips: write_lips(lips, np.zeros((3, 60, 80), np.uint8)),
+     "has no lips of 60 x 80: size [60, 80, 3]"),
+    (lambda sound, lips: savemat(lips, {"vid": np.zeros((4800, 20)), "siz": [[60, 80, 20]]}),
+     "values of float64"),
     (lambda sound, lips: cut(sound), "bytes, its header says 3132 (30 frames)"),
-    (lambda sound, lips: write_htk(sound, np.zeros((30, 26)), 29), "has 3132 bytes, its header says 3028 (29 frames)"),
+    (lambda sound, lips: write_htk(sound, np.zeros((30, 26)), 29),
+     "has 3132 bytes, its header says 3028 (29 frames)"),
     (lambda sound, lips: sound.write_bytes(b"text"), "is no HTK file of 26 coefficients"),
-    (lambda sound, lips: write_htk(sound, np.full((30, 26), np.nan)), "has coefficients that are not finite"),
+    (lambda sound, lips: write_htk(sound, np.full((30, 26), np.nan)),
+     "has coefficients that are not finite"),
 ])
 def test_a_damaged_file_is_named(letters, damage, reason, capsys):
     sound, lips = files(letters, "C2_Stephen")
@@ -112,7 +120,7 @@ def test_a_damaged_file_is_named(letters, damage, reason, capsys):
     ("Lips/D*", 9, "Lips/D1_Anya-lips.mat"), ("*/mfcc/Clean/?3_*", 78, "Clean/A3_Anya.mfcc"),
     ("*/*/Clean/*", 234, "A1_Anya.mfcc"),
 ])
-def test_an_incomplete_download_is_said_before_anything_is_decoded(letters, pattern, missing, first, capsys):
+def test_an_incomplete_download_is_said_at_once(letters, pattern, missing, first, capsys):
     for path in letters.glob(pattern):
         path.unlink()
     run(letters, code=2)
@@ -135,5 +143,5 @@ def test_the_real_set(tmp_path):
     audio = ds.modalities["audio"].array[ds.indices("train")].astype(float)
     np.testing.assert_allclose(audio.mean((0, 1, 3)), 0, atol=1e-3)
     np.testing.assert_allclose(audio.std((0, 1, 3)), 1, atol=1e-3)
-    lips = ds.modalities["lips"].array.astype(int)      # a picture is smooth, both ways; read in C order it is not: 19
+    lips = ds.modalities["lips"].array.astype(int)      # smooth both ways; in C order 19 one way
     assert np.abs(np.diff(lips, axis=3)).mean() < 8 and np.abs(np.diff(lips, axis=4)).mean() < 8
