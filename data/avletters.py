@@ -2,7 +2,7 @@
 
 To be requested from its authors (Matthews, Cootes, Bangham, Cox, Harvey: Extraction of visual
 features for lipreading, PAMI 2002). Raw: Lips/<Letter><repetition>_<Speaker>-lips.mat (MATLAB 5;
-the mouth, 60 x 80 grey, 25 frames a second) and Audio/mfcc/Clean/<Letter><repetition>_<Speaker>.mfcc
+the mouth, 60 x 80 grey, 25 frames a second), Audio/mfcc/Clean/<Letter><repetition>_<Speaker>.mfcc
 (HTK; 26 coefficients every 20 ms: 12 cepstra, energy, and the changes of these).
 
 official  520 / 260: repetitions 1 and 2 train, 3 test; every speaker stands in both parts

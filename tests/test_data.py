@@ -10,7 +10,7 @@ import torchvision.transforms.v2.functional as TF
 from conftest import arrays
 from scipy import signal
 
-from data import DataError, batches, open_dataset, store
+from data import DataError, batches, open_dataset, store, synthetic
 
 
 @pytest.mark.parametrize("samples,frames", [(48_000, 299), (160_000, 1004), (512, 1)])
@@ -203,3 +203,14 @@ def test_a_dataset_that_is_not_there_says_how_to_get_it(tmp_path):
         open_dataset("nowhere", root=tmp_path)
     with pytest.raises(DataError, match="no split 'clean': it has official"):
         open_dataset("synthetic", split="clean")
+
+
+def test_the_embedded_set_is_the_one_that_was_measured():
+    arrays = synthetic.make()
+    digest = "664ebf2a669b8a3b4eaf3bc9991f8baeca6b6093df59d0b624b9ab9b92470647"
+    assert synthetic.digest(arrays) == digest
+    ds = open_dataset("synthetic", val=0)
+    assert ds.fingerprint == {"synthetic": digest}
+    assert [np.bincount(ds.labels[ds.indices(part)]).tolist() for part in ("train", "test")] == [[24] * 8, [50] * 8]
+    loudest = ds.modalities["audio"].array[:, 0].astype(float).mean(2).max(1)      # a band's row is near 1, else 0
+    assert abs((loudest < 0.45).mean() - 0.2) < 0.04
