@@ -162,8 +162,8 @@ def test_modelnet40_from_meshes_and_from_pictures(tmp_path, monkeypatch):
     run("modelnet40", tmp_path)
     again = open_dataset("modelnet40", tmp_path / "out")
     assert again.ids == ds.ids
-    np.testing.assert_array_equal(again.modalities["front"].array, np.load(tmp_path / "meshes/front.npy"))
-    np.testing.assert_array_equal(again.modalities["rear"].array, np.load(tmp_path / "meshes/rear.npy"))
+    np.testing.assert_array_equal(again.modalities["view1"].array, np.load(tmp_path / "meshes/front.npy"))
+    np.testing.assert_array_equal(again.modalities["view7"].array, np.load(tmp_path / "meshes/rear.npy"))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
