@@ -16,11 +16,11 @@ import torch
 from data import store, synthetic
 from data.batches import Batches, pick_device
 from data.errors import DataError, exit_codes
-from data.files import claim, finished, half_done, provenance
+from data.files import claim, finished, half_done, print_table, provenance
 from data.store import PARTS, whole_file
 
 __all__ = ["DataError", "Dataset", "claim", "exit_codes", "finished", "half_done", "open_dataset",
-           "pick_device", "provenance", "whole_file"]
+           "pick_device", "print_table", "provenance", "whole_file"]
 
 HOW_TO_GET = {  # what a user downloads for `python -m data.prepare NAME --raw DIR`
     "cremad": "CREMA-D (github.com/CheyneyComputerScience/CREMA-D): AudioWAV/*.wav and VideoFlash/*.flv",
