@@ -125,8 +125,8 @@ def read(path):
 
 
 def load(*folders):
-    """{(dataset, split): {row: {seed: result}}} of the runs that may be averaged, a row being a method
-    and its variant. Raises DataError where there is no such folder."""
+    """{(dataset, split): {row: {seed: result}}} of the runs that may be averaged, a row being a
+    method and its variant. Raises DataError where there is no such folder."""
     found = {}
     for folder in folders or [RUNS]:
         folder = Path(folder).expanduser()
@@ -308,7 +308,8 @@ def overview(runs):
         for i, m in enumerate(modalities(rows)):
             names.setdefault(i, []).append(m)
             alone.setdefault(i, []).append(column.get(f"{m} alone", ""))
-    body = [[f"{' or '.join(dict.fromkeys(names[i]))} alone", *alone[i]] for i in names]
+    body = [[f"{' or '.join(dict.fromkeys(names[i]))} alone", *alone[i]]
+            for i in names if any(alone[i])]
     order = sorted({row for rows in runs.values() for row in rows}, key=position)
     body += [[f"`{row}`", *(column.get(f"`{row}`", "") for column in columns.values())]
              for row in order]
@@ -368,7 +369,7 @@ def cost_of_joint_training(rows):
 
 
 def against_ensemble(rows):
-    """Which methods are shown to beat the ensemble of single modalities, and which to lose to it."""
+    """Which methods are shown to beat the ensemble of single modalities, and which to lose."""
     if ENSEMBLE not in rows:
         return f"Whether a method beats the ensemble is not known: there is no `{ENSEMBLE}`."
     better, worse, level, apart = [], [], [], []
@@ -435,15 +436,15 @@ def picture(runs):
         return file.getvalue()
 
 
-def into_readme(runs, root=ROOT):
+def into_readme(runs):
     """Puts the overview between README's markers, and draws docs/results.svg."""
-    readme = root / "README.md"
+    readme = ROOT / "README.md"
     page = readme.read_text(encoding="utf-8")
     if not (page.count(BEGIN) == page.count(END) == 1 and page.index(BEGIN) < page.index(END)):
         raise DataError(f"{readme}: it has not the two lines {BEGIN} and {END} once each")
     before, after = page.split(BEGIN)[0], page.split(END)[1]
     page = f"{before}{BEGIN}\n{overview(runs)}{END}{after}"
-    for path, content in ((root / "docs/results.svg", picture(runs)), (readme, page.encode())):
+    for path, content in ((ROOT / "docs/results.svg", picture(runs)), (readme, page.encode())):
         # whole or not at all, in the encoding that it was read in
         partial = path.with_name(f"{path.name}.partial")
         partial.write_bytes(content)
