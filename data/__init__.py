@@ -6,16 +6,21 @@
 """
 
 import copy
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from data import checkpoint, cli, processes, store, synthetic
+from data import store, synthetic
 from data.batches import Batches
-from data.store import PARTS, DataError, whole_file
+from data.errors import DataError, exit_codes
+from data.files import claim, differences, finished, provenance, read_checkpoint
+from data.store import PARTS, whole_file
 
-__all__ = ["DataError", "Dataset", "checkpoint", "cli", "open_dataset", "processes", "whole_file"]
+__all__ = ["DataError", "Dataset", "claim", "differences", "exit_codes", "finished",
+           "open_dataset", "provenance", "read_checkpoint", "whole_file"]
 
 HOW_TO_GET = {  # what a user downloads for `python -m data.prepare NAME --raw DIR`
     "cremad": "CREMA-D (github.com/CheyneyComputerScience/CREMA-D): AudioWAV/*.wav and VideoFlash/*.flv",
@@ -36,6 +41,7 @@ class Dataset:
     def __init__(self, name, split, classes, modalities, labels, ids, groups, assignment, fingerprint, val):
         self.name, self.split, self.classes, self.modalities = name, split, list(classes), dict(modalities)
         self.labels, self.ids, self.groups, self.fingerprint = np.asarray(labels, dtype=np.int64), ids, groups, fingerprint
+        self.val, self.carved = val, val > 0 and not (np.asarray(assignment) == PARTS["val"]).any()
         self._parts = carve_val(np.array(assignment), self.labels, groups, val)
         self._resident = {}
 
@@ -43,9 +49,43 @@ class Dataset:
         """Item numbers of "train", "val" or "test", ascending, (n,) int64. Raises KeyError for another part."""
         return np.flatnonzero(self._parts == PARTS[part])
 
-    def batches(self, part, batch_size, device="cpu", augment=False, generator=None, done=0):
+    def batches(self, part, batch_size, device="cpu", augment=False, generator=None):
         """An iterator with a length over (inputs, labels, index): see `data.batches.Batches`."""
-        return Batches(self, part, batch_size, device, augment, generator, done)
+        return Batches(self, part, batch_size, device, augment, generator)
+
+    @property
+    def description(self):
+        """What a checkpoint says of its data, so that it can be used without them: plain values."""
+        return dict(classes=self.classes, modalities={
+            m: dict(kind=mod.kind, in_channels=mod.in_channels, **mod.options)
+            for m, mod in self.modalities.items()})
+
+    def check(self, batch_size):
+        """Before the first step: raises DataError where training cannot go well, warns of what is odd."""
+        train, val = (self.labels[self.indices(part)] for part in ("train", "val"))
+        counts = np.bincount(train, minlength=len(self.classes))
+        if batch_size > len(train):
+            raise DataError(f"--batch-size {batch_size} is larger than the {len(train)} train items")
+        if batch_size < 2:
+            raise DataError("--batch-size must be at least 2: BatchNorm needs more than one item")
+        if (counts > 0).sum() < 2:
+            raise DataError(f"all {len(train)} train items of {self.name} are of one class: nothing to "
+                            "tell apart")
+        for m, mod in self.modalities.items():
+            if mod.kind == "spectrogram":
+                for start in range(0, len(mod.array), 256):     # a few items at a time: it may be huge
+                    finite = np.isfinite(mod.array[start:start + 256]).all((1, 2, 3))
+                    if not finite.all():
+                        raise DataError(f"{m} of item {self.ids[start + finite.argmin()]!r} of {self.name}"
+                                        " is not finite: prepare the dataset again")
+        if not counts.all():
+            missing = [self.classes[c] for c in np.flatnonzero(counts == 0)]
+            print(f"warning: no train items of {len(missing)} classes: {', '.join(missing):.200}",
+                  file=sys.stderr)
+        share = len(val) / (len(val) + len(train))
+        if self.carved and not 0.5 * self.val < share < 2 * self.val:
+            print(f"warning: {share:.0%} of the training items are held out, not {self.val:.0%}: classes or "
+                  "groups (speakers, videos) cannot be split more finely", file=sys.stderr)
 
     def only(self, *names):
         """The same items with these modalities alone. Raises DataError for a name that is not there."""
@@ -113,10 +153,8 @@ def open_dataset(name_or_folder="synthetic", root="datasets", split=None, val=0.
         labels, splits, ids, groups = arrays["labels"], arrays["splits"], arrays["ids"], None
     else:
         folder = find_prepared(name_or_folder, root)
-        name = folder.resolve().name
+        name = Path(os.path.abspath(Path(name_or_folder).expanduser())).name   # as asked for: links keep theirs
         meta, modalities, labels, splits, ids, groups = store.read(folder)
-    if len(meta["classes"]) < 2:
-        raise DataError(f"{name} has one class: nothing to tell apart")
     split = split or next(iter(splits))
     if split not in splits:
         raise DataError(f"{name} has no split {split!r}: it has {', '.join(splits)}")
@@ -128,9 +166,9 @@ def open_dataset(name_or_folder="synthetic", root="datasets", split=None, val=0.
 
 def find_prepared(name_or_folder, root="datasets"):
     """The prepared folder of that name under `root`, or at that path. Raises DataError that says how to get it."""
-    places = [Path(root) / name_or_folder]
+    places = [Path(root).expanduser() / name_or_folder]
     if name_or_folder not in HOW_TO_GET:
-        places.insert(0, Path(name_or_folder))
+        places.insert(0, Path(name_or_folder).expanduser())
     for place in places:
         if place.is_dir():
             return place

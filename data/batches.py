@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from data import processes
-from data.store import PICTURES, DataError
+from data.errors import DataError
+from data.store import PICTURES
 
 WINDOW, HOP, RATE = 512, 512 - 353, 16_000   # samples, samples, Hz
 IMAGENET = {1: ([0.449], [0.226]), 3: ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])}   # channels: mean, std
@@ -123,30 +123,24 @@ def to_input(mod, stored, theta=None):
 class Batches:
     """One pass over a part: iterates (inputs, labels, index), inputs[name] float32 (B, T, C, H, W).
 
-    With `augment`, items come shuffled, pictures cropped and flipped, all drawn here from `generator`; what does not
-    fill a last batch is left out, since BatchNorm's statistics of two items wreck a small training run (other items
-    each time); `done` batches are drawn but not given, for a pass that goes on. Without, every item comes once, in order
-    and whole. Of several processes each has its share of the inputs, and the labels and index of the whole batch; copies
-    of the last item then make every batch divisible. Raises DataError for a batch that the part or the processes cannot fill.
+    With `augment`, items come shuffled, pictures cropped and flipped, all drawn here from `generator`;
+    what does not fill a last batch is left out, since BatchNorm's statistics of two items wreck a
+    small training run (other items each time). Without, every item comes once, in order and whole.
+    Raises DataError for a batch that the part cannot fill.
     """
 
-    def __init__(self, ds, part, batch_size, device, augment=False, generator=None, done=0):
-        self.ds, self.batch_size, self.device, self.done = ds, batch_size, torch.device(device), done
+    def __init__(self, ds, part, batch_size, device, augment=False, generator=None):
+        self.ds, self.batch_size, self.device = ds, batch_size, torch.device(device)
         self.order = ds.indices(part)
         self.boxes = {}
         if augment:
             self.order = self.order[torch.randperm(len(self.order), generator=generator).numpy()]
             if batch_size > len(self.order):
                 raise DataError(f"batch size {batch_size} is larger than the {len(self.order)} {part} items")
-            if batch_size % processes.count():
-                raise DataError(f"batch size {batch_size} cannot be split evenly over {processes.count()} processes")
             self.order = self.order[:len(self.order) // batch_size * batch_size]
             for name, mod in ds.modalities.items():
                 if mod.kind in PICTURES:
                     self.boxes[name] = self._draw(name, mod, generator)
-        else:
-            self.batch_size += -batch_size % processes.count()
-            self.order = np.append(self.order, np.repeat(self.order[-1:], -len(self.order) % processes.count()))
 
     def _draw(self, name, mod, generator):
         """Boxes of this pass as shares of the frame, mirrored ones with negative width: (n, 4)."""
@@ -164,41 +158,32 @@ class Batches:
         return boxes.float()
 
     def __len__(self):
-        return -(-len(self.order) // self.batch_size) - self.done
-
-    def items(self, step):
-        """The item numbers of a batch, counted from the first of the pass."""
-        return self.order[step * self.batch_size:(step + 1) * self.batch_size].tolist()
+        return -(-len(self.order) // self.batch_size)
 
     def __iter__(self):
         resident = self.ds.resident(self.device)
-        order = torch.from_numpy(self.order)
         labels = torch.from_numpy(self.ds.labels[self.order]).to(self.device)
-        on_device = order.to(self.device)
+        index = torch.from_numpy(self.order).to(self.device)
         theta = {name: affine(boxes.to(self.device)) for name, boxes in self.boxes.items()}
-        starts = range(self.done * self.batch_size, len(self.order), self.batch_size)
 
-        def share(start):
-            """This process's part of the batch that begins at `start`."""
-            size = min(self.batch_size, len(self.order) - start) // processes.count()
-            return slice(start + processes.rank() * size, start + (processes.rank() + 1) * size)
-
-        def fetch(start):
-            """The stored share on the device: gathered there, or read from the memory map and sent over."""
+        def fetch(rows):
+            """The stored items on the device: gathered there, or read from the memory map and sent over."""
             if resident:
-                return {name: array[on_device[share(start)]] for name, array in resident.items()}
-            stored = {name: torch.from_numpy(mod.array[self.order[share(start)]]) for name, mod in self.ds.modalities.items()}
+                return {name: array[index[rows]] for name, array in resident.items()}
+            stored = {name: torch.from_numpy(mod.array[self.order[rows]])
+                      for name, mod in self.ds.modalities.items()}
             if self.device.type == "cuda":
-                stored = {name: array.pin_memory().to(self.device, non_blocking=True) for name, array in stored.items()}
+                stored = {name: array.pin_memory().to(self.device, non_blocking=True)
+                          for name, array in stored.items()}
             return stored
 
+        batches = [slice(start, start + self.batch_size)
+                   for start in range(0, len(self.order), self.batch_size)]
         with ThreadPoolExecutor(1) as reader:                                # reads one batch ahead
-            ahead = reader.submit(fetch, starts[0]) if starts else None
-            for start in starts:
+            ahead = reader.submit(fetch, batches[0]) if batches else None
+            for number, rows in enumerate(batches):
                 stored = ahead.result()
-                if start + self.batch_size < len(self.order):
-                    ahead = reader.submit(fetch, start + self.batch_size)
-                inputs = {name: to_input(mod, stored[name], theta[name][share(start)] if name in theta else None)
-                          for name, mod in self.ds.modalities.items()}
-                stop = start + self.batch_size
-                yield inputs, labels[start:stop], on_device[start:stop]
+                if number + 1 < len(batches):
+                    ahead = reader.submit(fetch, batches[number + 1])
+                yield ({name: to_input(mod, stored[name], theta[name][rows] if name in theta else None)
+                        for name, mod in self.ds.modalities.items()}, labels[rows], index[rows])

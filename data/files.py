@@ -1,0 +1,93 @@
+"""The files of a run: written whole or not at all, claimed by one run at a time, read with suspicion."""
+
+import contextlib
+import json
+import platform
+import subprocess
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+from data.errors import DataError
+
+
+@contextlib.contextmanager
+def claim(path):
+    """Keep every other run from the name `path` while the block lasts. Raises DataError if one has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{path}.lock", timeout=0):
+            yield
+    except Timeout:
+        raise DataError(f"{path}: a run of this name is under way: wait for it, or choose another "
+                        "--out") from None
+
+
+def read_checkpoint(path, device="cpu"):
+    """What `torch.save` wrote to a file; nothing in it is executed. None if there is no file.
+
+    Raises DataError for a file that is cut or in which a bit has changed: torch alone would load the latter.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"{damaged} in it has changed")
+        return torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        return None
+    except Exception as error:      # torch and zipfile raise many kinds for a damaged file
+        raise DataError(f"{path} is damaged ({type(error).__name__}): remove it to start anew") from error
+
+
+def differences(then, now):
+    """Where two configs differ, in words: ["lr 0.003 (now 0.5)", ...]. Entries of a dict in them count singly."""
+    words = []
+    for key in {**then, **now}:
+        a, b = then.get(key), now.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            words += differences(a, b)
+        elif a != b:
+            words.append(f"{key} {a!s:.16} (now {b!s:.16})")
+    return words
+
+
+def finished(path, config):
+    """The result that stands at <path>.json; None if there is none.
+
+    Raises DataError if it is of another config: nothing is ever written over a result.
+    """
+    try:
+        result = json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
+        then = {key: result.get(key) for key in config}
+    except FileNotFoundError:
+        return None
+    except (ValueError, AttributeError):
+        raise DataError(f"{path}.json is no result: remove it, or choose another --out") from None
+    if then != config:
+        raise DataError(f"{path}.json is the result of another run: {', '.join(differences(then, config))}; "
+                        "choose another --out")
+    return result
+
+
+def provenance(script, device):
+    """What a result says of its making: commit, device and versions.
+
+    The commit ends in -dirty if the script or the package `data` is changed or untracked; it is None
+    where git cannot tell.
+    """
+    def git(*words):
+        where = ["git", "-C", str(script.parent)]
+        return subprocess.run([*where, *words], capture_output=True, text=True).stdout.strip()
+
+    script = Path(script).resolve()
+    try:
+        commit = git("rev-parse", "HEAD")
+        dirty = commit and git("status", "--porcelain", "--ignored", "--", script.name, "data")
+    except OSError:         # no git here
+        commit = dirty = ""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU"
+    return dict(commit=commit + "-dirty" * bool(dirty) or None, device=name, versions=dict(
+        python=platform.python_version(), torch=str(torch.__version__), numpy=np.__version__))
