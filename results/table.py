@@ -14,7 +14,6 @@ import functools
 import io
 import json
 import math
-import os
 import statistics
 import sys
 from collections import Counter
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import scipy.stats
 
-from data.errors import DataError, exit_codes
+from data import DataError, exit_codes, whole_file
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "results/runs"
@@ -445,10 +444,8 @@ def into_readme(runs):
     before, after = page.split(BEGIN)[0], page.split(END)[1]
     page = f"{before}{BEGIN}\n{overview(runs)}{END}{after}"
     for path, content in ((ROOT / "docs/results.svg", picture(runs)), (readme, page.encode())):
-        # whole or not at all, in the encoding that it was read in
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_bytes(content)
-        os.replace(partial, path)
+        with whole_file(path) as file:
+            file.write(content)
 
 
 def main(argv=None):
