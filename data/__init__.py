@@ -87,6 +87,13 @@ class Dataset:
             print(f"warning: {share:.0%} of the training items are held out, not {self.val:.0%}: classes or "
                   "groups (speakers, videos) cannot be split more finely", file=sys.stderr)
 
+    @property
+    def why_no_val(self):
+        """Why there are no validation items, in words."""
+        if not self.val:
+            return "--val 0 holds none out"
+        return "each class has but one group (speaker, video) or item to train on, and that is not held out"
+
     def only(self, *names):
         """The same items with these modalities alone. Raises DataError for a name that is not there."""
         missing = [name for name in names if name not in self.modalities]
