@@ -435,17 +435,14 @@ def picture(runs):
         return file.getvalue()
 
 
-def into_readme(runs):
-    """Puts the overview between README's markers, and draws docs/results.svg."""
-    readme = ROOT / "README.md"
-    page = readme.read_text(encoding="utf-8")
-    if not (page.count(BEGIN) == page.count(END) == 1 and page.index(BEGIN) < page.index(END)):
-        raise DataError(f"{readme}: it has not the two lines {BEGIN} and {END} once each")
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    page = f"{before}{BEGIN}\n{overview(runs)}{END}{after}"
-    for path, content in ((ROOT / "docs/results.svg", picture(runs)), (readme, page.encode())):
-        with whole_file(path) as file:
-            file.write(content)
+def put_between(begin, end, text, page):
+    """Puts a text between two lines of a page, which is written whole. Raises DataError if the lines
+    do not stand there once each."""
+    old = page.read_text(encoding="utf-8")
+    if not (old.count(begin) == old.count(end) == 1 and old.index(begin) < old.index(end)):
+        raise DataError(f"{page}: it has not the two lines {begin} and {end} once each")
+    with whole_file(page) as file:
+        file.write(f"{old.split(begin)[0]}{begin}\n{text}{end}{old.split(end)[1]}".encode())
 
 
 def main(argv=None):
@@ -463,7 +460,11 @@ def main(argv=None):
     if not runs:
         raise DataError(f"no runs to show in {', '.join(args.folders) or RUNS}")
     if args.readme:
-        return into_readme(runs)
+        drawn = picture(runs)
+        put_between(BEGIN, END, overview(runs), ROOT / "README.md")
+        with whole_file(ROOT / "docs/results.svg") as file:
+            file.write(drawn)
+        return
     print(overview(runs))
     print(LEGEND)
     for section, rows in runs.items():
