@@ -92,10 +92,10 @@ def start(cell, flags=(), threads=None):
 
 
 def end(cell, process):
-    """Wait for a cell's end -> its exit code. A finished one's checkpoint, 180 MB, is removed."""
+    """Wait for a cell's end -> its exit code. A finished one needs no checkpoint (180 MB)."""
     code = process.wait()
-    if code == 0:
-        Path(f"{cell.path}.pt").unlink(missing_ok=True)
+    for suffix in (".pt", ".lock") if code == 0 else ():
+        Path(f"{cell.path}{suffix}").unlink(missing_ok=True)
     return code
 
 

@@ -436,7 +436,7 @@ def picture(runs):
 
 
 def put_between(begin, end, text, page):
-    """Puts a text between two lines of a page, which is written whole. Raises DataError if the lines
+    """Puts a text between two lines of a page, written whole. Raises DataError if the lines
     do not stand there once each."""
     old = page.read_text(encoding="utf-8")
     if not (old.count(begin) == old.count(end) == 1 and old.index(begin) < old.index(end)):

@@ -95,7 +95,8 @@ def test_the_overview_has_a_row_a_method_and_a_column_a_dataset(write, tmp_path)
     write("dimml", 0, 90)
     write("mine.bold", 0, 85)
     overview = table.overview(table.load(tmp_path))
-    assert overview.splitlines()[0] == "| method | lip reading, official (n = 2) | toy, official (n = 1) |"
+    header = "| method | lip reading, official (n = 2) | toy, official (n = 1) |"
+    assert overview.splitlines()[0] == header
     assert cells(overview, "audio alone") == ["60.5 ± 0.7", "60.5 ± 0.7 (n = 2)"]
     assert cells(overview, "lips or image alone") == ["70.0 ± 0.0", "70.0 ± 0.0 (n = 2)"]
     assert cells(overview, "`dimml`") == ["", "90.0"]
@@ -248,7 +249,8 @@ def test_rows_of_unequal_settings_are_not_paired(write, tmp_path):
         write("joint_baseline.ensemble", seed, 80, data={"label.npy": "other"})
         write("dimml", seed, 85, recipe={"epochs": 20, "lr": 0.1, "tau": 50})    # tau is its own
     rows = table.load(tmp_path)[TOY]
-    assert cells(table.details(TOY, rows), "`dimml`")[-3:-1] == ["+5.0 [+5.0, +5.0]", "another data"]
+    compared = cells(table.details(TOY, rows), "`dimml`")[-3:-1]
+    assert compared == ["+5.0 [+5.0, +5.0]", "another data"]
     words = table.words(TOY, rows)
     assert "What it costs the audio encoder is not known: another data." in words
     assert "not compared: `joint_baseline.concat` (another data), `dimml` (another data)." in words
