@@ -19,7 +19,7 @@ Read it top to bottom: recipe, method, model, evaluation, `plan` (what the comma
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")     # two runs side by side: idle threads must not spin
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")     # else idle threads of two runs side by side spin
 
 import argparse
 import json
@@ -33,15 +33,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from einops import rearrange, reduce
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn import linear_model, metrics, pipeline, preprocessing
 from torchvision.models.resnet import BasicBlock, ResNet
 from tqdm import tqdm
 
-from data import (DataError, claim, differences, exit_codes, finished, open_dataset, provenance,
-                  read_checkpoint, whole_file)
+from data import (DataError, claim, exit_codes, finished, half_done, open_dataset, pick_device,
+                  provenance, whole_file)
 
 # ---- recipe: that of the published code. Every entry is also a flag, e.g. --duc-weight 0 ---------
 RECIPE = dict(
@@ -57,32 +54,30 @@ RECIPE = dict(
     temperature=1.0,        # of the certainty weights at inference
 )
 CHANGES = {"cremad": {}, "ave": dict(tau=10.0, temperature=3.0), "ucf101": dict(tau=10.0),
-           "modelnet40": dict(temperature=3.0)}
-SMALL = dict(epochs=15, fusion_epochs=5, warmup=5, lr=3e-3, lr_step=12)     # ours, for any other dataset
+           "modelnet40": dict(temperature=3.0),
+           "avletters": dict(epochs=40, fusion_epochs=5, warmup=13, lr=0.01, lr_step=32)}
+SMALL = dict(epochs=15, fusion_epochs=5, warmup=5, lr=3e-3, lr_step=12)     # ours, for the others
+COMPARE = """python joint_baseline.py                # the same encoders under one joint loss
+python joint_baseline.py --ensemble     # the same encoders, each trained alone"""
 
 
 # ---- the method ----------------------------------------------------------------------------------
-def dimension_accuracy(features, labels, n_classes):
-    """How well each single dimension tells the classes apart: (N, D), (N,) int -> (D,) in [0, 1].
+def dimension_accuracy(z, labels, n_classes):
+    """How well each single dimension tells the classes apart: (N, D), (N,) -> (D,) in [0, 1].
 
-    e_d = mean_i [ argmin_c |z_id - mu_cd| = y_i ], with mu_cd the mean of dimension d over class c (paper, sec. 3.3).
-    The nearest of C numbers is found by bisection among the sorted means: O(N D log C) time, O(N D) memory.
+    e_d = mean_i [ argmin_c |z_id - mu_cd| = y_i ],  mu_cd the mean of dimension d over class c (sec. 3.3)
     """
-    features, labels = features.float(), labels.long()
-    counts = torch.bincount(labels, minlength=n_classes)
-    mu = torch.zeros(n_classes, features.shape[1], device=features.device).index_add_(0, labels, features)
-    mu = torch.where(counts[:, None] > 0, mu / counts[:, None], torch.inf)          # a class without items is nowhere
-    means, classes = mu.T.contiguous().sort(dim=1, stable=True)                     # (D, C)
-    lowest = torch.searchsorted(means, means)                                       # of equal means the first class
-    nearest = torch.searchsorted((means[:, 1:] + means[:, :-1]) / 2, features.T.contiguous())   # (D, N)
-    predicted = classes.gather(1, lowest.gather(1, nearest))
-    return (predicted == labels).float().mean(1)
+    mu = torch.stack([z[labels == c].mean(0) for c in range(n_classes)])    # (C, D)
+    mu = mu.nan_to_num(nan=torch.inf)       # a class without items is nobody's nearest
+    hits = [(z_i[:, None] - mu).abs().argmin(1) == y_i[:, None]             # (n, C, D) -> (n, D)
+            for z_i, y_i in zip(z.split(256), labels.split(256))]           # all at once would not fit
+    return torch.cat(hits).double().mean(0)
 
 
-def effective_dimensions(features, labels, n_classes):
-    """E = {d : e_d > mean_d' e_d'}, with e the `dimension_accuracy`: (N, D) float, (N,) int -> (D,) bool."""
-    accuracy = dimension_accuracy(features, labels, n_classes)
-    return accuracy > accuracy.mean()
+def effective_dimensions(z, labels, n_classes):
+    """E = {d : e_d > mean_d' e_d'}: (N, D), (N,) -> (D,) bool. Of equally good ones none is effective."""
+    accuracy = dimension_accuracy(z, labels, n_classes)
+    return accuracy > accuracy.mean() + 1e-9
 
 
 def duc_loss(z, effective, tau):
@@ -111,7 +106,7 @@ def certainty_weighted_logits(logits, temperature):
 
 # ---- the model -----------------------------------------------------------------------------------
 class Encoder(ResNet):
-    """ResNet-18 from scratch for any modality: (B, T, C, H, W) -> (B, 512), mean over time and space."""
+    """ResNet-18 from scratch: (B, T, C, H, W) -> (B, 512), the mean over time and space."""
 
     def __init__(self, in_channels):
         super().__init__(BasicBlock, [2, 2, 2, 2])
@@ -127,7 +122,7 @@ class Encoder(ResNet):
         x = rearrange(x, "b t c h w -> (b t) c h w")            # each frame by itself
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return reduce(x.float(), "(b t) d h w -> b d", "mean", b=batch)     # float32 under autocast too
+        return reduce(x.float(), "(b t) d h w -> b d", "mean", b=batch)     # float32 even with amp
 
 
 class DIMML(nn.Module):
@@ -155,81 +150,91 @@ class DIMML(nn.Module):
         return self.fusion_head(torch.cat(list(z.values()), 1))
 
     def logits(self, z, stage, temperature):
-        """z -> logits (B, C) of our heads by our names, and of the modalities' own by theirs."""
+        """z -> {group: {head: (B, C)}}: our heads by our names, the modalities' own by theirs."""
         own = self.own_logits(z)
         if stage == "detached":                                 # the fusion head is not trained yet
-            return {}, own
+            return {"heads": {}, "modality_heads": own}
         every = [*own.values(), self.fusion_logits(z)]
-        return {"fused": certainty_weighted_logits(every, temperature), "fusion": every[-1]}, own
+        return {"heads": {
+            "fused": certainty_weighted_logits(every, temperature),
+            "fusion": every[-1],
+            "own": torch.stack(every[:-1]).mean(0),             # control: without the fusion head
+            "unweighted": torch.stack(every).mean(0),           # control: without the weights
+        }, "modality_heads": own}
 
 
-# ---- evaluation: all heads read features, so the features of a part are all that is needed of it -
+# ---- evaluation: heads read features alone, so a part's features, computed once, serve them all -----
 @torch.no_grad()
 def features_of(part, model, ds, device, amp, batch_size):
     """Features of a whole part, eval mode, not augmented: {m: (N, 512)}, labels (N,)."""
     model.eval()
     z, labels = [], []
-    for inputs, y, _ in ds.batches(part, max(64, batch_size), device):
+    for inputs, y, _ in ds.batches(part, batch_size, device):
         with amp:
             z.append(model.features(inputs))
         labels.append(y)
-    return {m: torch.cat([batch[m] for batch in z]) for m in z[0]}, torch.cat(labels)
+    z = {m: torch.cat([batch[m] for batch in z]) for m in ds.modalities}
+    if not all(z_m.isfinite().all() for z_m in z.values()):
+        raise FloatingPointError("an encoder's features are not finite: lower --lr, or --amp off")
+    return z, torch.cat(labels)
 
 
 def scores(logits, y):
     """(N, C), (N,) -> accuracy, macro-F1 over the classes in y, mean predictive entropy in nats."""
     log_p, predicted = logits.log_softmax(1), logits.argmax(1)
-    macro_f1 = f1_score(y.cpu(), predicted.cpu(), labels=y.unique().cpu(), average="macro")
+    macro_f1 = metrics.f1_score(y.cpu(), predicted.cpu(), labels=y.unique().cpu(), average="macro")
     return dict(accuracy=(predicted == y).double().mean().item(), macro_f1=float(macro_f1),
                 entropy=-(log_p.exp() * log_p).sum(1).mean().item())
 
 
 def summarise(log, group, head):
-    """A head's test scores under three rules: at the `last` epoch (quote this one), at the epoch of
-    `best_val` accuracy, and at that of `best_test` accuracy, as published code chooses: optimistic."""
-    log = [epoch for epoch in log if head in epoch["test"][group]]
+    """A head's test scores at its `last` epoch (quote this one), at that of `best_val` accuracy, and at
+    that of `best_test` accuracy, which is how published code chooses: optimistic, to compare only."""
+    log = [e for e in log if head in e["test"][group]]      # the fusion head comes with stage 2
     chosen = {"last": log[-1]}
     for part in ("val", "test"):
         if log[-1][part]:
-            chosen[f"best_{part}"] = max(log, key=lambda epoch: epoch[part][group][head]["accuracy"])
-    return {rule: {**epoch["test"][group][head], "stage": epoch["stage"], "epoch": epoch["epoch"]}
-            for rule, epoch in chosen.items()}
+            chosen[f"best_{part}"] = max(log, key=lambda e: e[part][group][head]["accuracy"])
+    return {rule: {**e["test"][group][head], "stage": e["stage"], "epoch": e["epoch"]}
+            for rule, e in chosen.items()}
 
 
 def probe(z, y, z_test, y_test):
     """What an encoder has learned: test accuracy of a logistic regression on its frozen features.
-    Where none can be fitted: None and the reason, since that must not lose the run."""
+    If none can be fitted: None, and the reason, since that is not worth losing the run."""
+    linear = pipeline.make_pipeline(preprocessing.StandardScaler(),
+                                    linear_model.LogisticRegression(max_iter=1000))
     try:
-        linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
         return linear.fit(z.cpu(), y.cpu()).score(z_test.cpu(), y_test.cpu()), None
     except ValueError as error:
         return None, str(error)
 
 
 def print_table(result):
-    print(f"\n{'test, %':24}{'last':>8}{'best val':>10}{'best test':>11}{'macro-F1':>10}{'probe':>8}")
     rows = [(head + (" (the answer)" if head == result["answer"] else ""), rules, None)
             for head, rules in result["heads"].items()]
     rows += [(f"encoder of {m}", result["modality_heads"].get(m, {}), accuracy)
              for m, accuracy in result["probes"].items()]
+    print(f"\n{'test, %':24}{'last':>8}{'best val':>10}{'best test':>11}{'macro-F1':>10}{'probe':>8}")
     for name, rules, accuracy in rows:
         cells = [rules.get(rule, {}).get("accuracy") for rule in ("last", "best_val", "best_test")]
         cells += [rules.get("last", {}).get("macro_f1"), accuracy]
-        print(f"{name:24}" + "".join(("-" if cell is None else f"{100 * cell:.1f}").rjust(width)
-                                     for cell, width in zip(cells, (8, 10, 11, 10, 8))))
-    print("last: the number to quote; best test: chosen on the test set, as published code does")
+        cells = ["-" if cell is None else f"{100 * cell:.1f}" for cell in cells]
+        print(f"{name:24}" + "".join(c.rjust(n) for c, n in zip(cells, (8, 10, 11, 10, 8))))
+    print("last: the number to quote. best test: chosen on the test set, as published code does.\n"
+          "probe: what a linear classifier reads from the frozen encoder. Compare with:\n" + COMPARE)
 
 
 # ---- a run ---------------------------------------------------------------------------------------
 def plan(argv=None):
-    """What a command line asks for: args, dataset, recipe, the run's path (less its suffix) and its
-    config. Two runs of the same config are the same run; nothing else knows a run's name."""
-    parser = argparse.ArgumentParser("dimml.py", description=__doc__.split("\n")[0])
+    """What a command line asks for: args, dataset, recipe, the run's path (less its suffix), config.
+    Two runs of the same config are the same run, and nothing else knows a run's name."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--dataset", default="synthetic", help="a name under --data-dir, or a prepared folder's path")
     add("--data-dir", default="datasets")
     add("--split", help="one of the dataset's splits (default: its first)")
-    add("--val", type=float, default=0.1, help="share of train to hold out, if there is no val part")
+    add("--val", type=float, default=0.1, help="share of train to hold out if there is no val part")
     add("--seed", type=int, default=0)
     add("--gpu", type=int, help="GPU number (default: the first GPU; without any, the CPU)")
     add("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto", help="of the encoders")
@@ -241,7 +246,7 @@ def plan(argv=None):
 
     ds = open_dataset(args.dataset, args.data_dir, args.split, args.val)
     if len(ds.modalities) < 2:
-        raise DataError(f"DI-MML needs two modalities, {ds.name} has one: joint_baseline.py trains it alone")
+        raise DataError(f"{ds.name} has one modality: joint_baseline.py --modality trains it")
     recipe = {**RECIPE, **CHANGES.get(ds.name, SMALL)}
     scale = (args.epochs or recipe["epochs"]) / recipe["epochs"]
     recipe["warmup"] = round(scale * recipe["warmup"])
@@ -252,13 +257,14 @@ def plan(argv=None):
         if not (0 < value < math.inf or value == 0 and may_be_0):
             raise DataError(f"--{key.replace('_', '-')} cannot be {value}")
     if recipe["duc_weight"] and recipe["warmup"] >= recipe["epochs"]:
-        raise DataError(f"--warmup {recipe['warmup']} of {recipe['epochs']} epochs: DUC would never start; "
-                        "fewer epochs of warm-up, or --duc-weight 0")
+        raise DataError(f"--warmup {recipe['warmup']} of {recipe['epochs']} epochs: DUC would never "
+                        "start; fewer, or --duc-weight 0")
     if not 0 <= args.seed < 2**32:
         raise DataError(f"--seed {args.seed} is not in 0 .. 2^32 - 1")
 
     ablated = {"duc_weight": "duc", "shared_weight": "shared"}
-    variant = ".".join(f"{word}{recipe[key]:g}" for key, word in ablated.items() if recipe[key] != RECIPE[key])
+    variant = ".".join(f"{word}{recipe[key]:g}" for key, word in ablated.items()
+                       if recipe[key] != RECIPE[key])
     method = Path(__file__).stem                    # a copied file is a method of its own
     name = f"{method}{'.' * bool(variant)}{variant}"
     path = Path(args.out).expanduser() / f"{name}-{ds.name}-{ds.split}-seed{args.seed}"
@@ -274,14 +280,8 @@ def main(argv=None):
     sizes = {part: len(ds.indices(part)) for part in ("train", "val", "test")}
     n_epochs = r.epochs + r.fusion_epochs
 
-    # device, precision (of the encoders; all else is float32), seeds
-    if args.gpu is not None and not 0 <= args.gpu < torch.cuda.device_count():
-        raise DataError(f"--gpu {args.gpu}: this machine has {torch.cuda.device_count()} GPUs")
-    device = torch.device(f"cuda:{args.gpu or 0}" if torch.cuda.is_available() else "cpu")
-    precision = args.amp
-    if precision == "auto" and device.type == "cuda":           # before Ampere bfloat16 is emulated
-        precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(precision, torch.float32)
+    # device, precision of the encoders (all else is float32), seeds
+    device, dtype = pick_device(args.gpu, args.amp)
     amp = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")     # for determinism of cuBLAS
@@ -298,31 +298,23 @@ def main(argv=None):
     optimizer = torch.optim.SGD(model.parameters(), r.lr, momentum=0.9, weight_decay=1e-4,
                                 fused=dtype != torch.float16)   # wrong after an overflow in step 1
 
-    with claim(path):                                           # no other run of this name meanwhile
+    with claim(path):       # no other run of this name meanwhile
         if result := finished(path, config):
             print(f"{path}.json is finished: nothing to train")
             print_table(result)
             return result
 
-        # a checkpoint to go on from
-        log = []                                                # a record an epoch
-        if state := read_checkpoint(f"{path}.pt", device):
-            if state["config"] != config:
-                raise DataError(f"{path}.pt was made with another "
-                                f"{', '.join(differences(state['config'], config))}: choose another --out")
-            log = state["log"]
-            if len(log) < n_epochs and not args.resume:
-                raise DataError(f"{path}.pt is at epoch {len(log)} of {n_epochs}: --resume goes on, "
-                                "another --out starts anew")
+        # from the start, or on from a checkpoint
+        ds.check(r.batch_size)
+        log = []            # a record an epoch
+        if state := half_done(path, config, n_epochs, args.resume, device):
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             scaler.load_state_dict(state["scaler"])
             generator.set_state(state["generator"].cpu())
-        ds.check(r.batch_size)
-        print(f"{path.name}: {', '.join(f'{n} {part}' for part, n in sizes.items())} items of {n_classes} "
-              f"classes; {device}, {str(dtype).removeprefix('torch.')}; "
-              + (f"goes on after epoch {len(log)} of {n_epochs}" if log else
-                 f"{n_epochs} epochs" + ", nothing to resume" * args.resume), flush=True)
+            log = state["log"]
+        print(f"{path.name}: {sizes} items, {n_classes} classes; {dtype} on {device}; "
+              f"{n_epochs} epochs, {len(log) or 'none'} done before", flush=True)
 
         # ---- training: r.epochs of stage 1, then r.fusion_epochs of stage 2 ---------------------
         for epoch in range(len(log), n_epochs):
@@ -334,8 +326,9 @@ def main(argv=None):
             # once, after the warm-up: on which dimensions is each modality effective?
             if epoch == r.warmup:
                 z, y = features_of("train", model, ds, device, amp, r.batch_size)
-                model.effective.copy_(torch.stack([effective_dimensions(z[m], y, n_classes) for m in z]))
-            effective = dict(zip(model.modalities, model.effective))
+                found = [effective_dimensions(z[m], y, n_classes) for m in model.modalities]
+                model.effective.copy_(torch.stack(found))
+            effective = dict(zip(model.modalities, model.effective))        # {m: (512,) bool}
 
             # one pass over the training items
             model.train(stage == "detached")                    # stage 2 freezes BatchNorm too
@@ -361,26 +354,24 @@ def main(argv=None):
                 total = total + torch.stack(terms).detach()     # no step waits for its value
             mean = (total / len(batches)).tolist()
             speed = len(batches) * r.batch_size / (time.time() - start)
+            if not math.isfinite(sum(mean)):
+                raise FloatingPointError(f"{stage}, epoch {epoch + 1}: losses {mean}; lower --lr, or "
+                                         "--amp off")
 
             # evaluation; the test scores are recorded, and nothing is ever chosen by them
-            record = dict(stage=stage, epoch=epoch - r.epochs * (stage == "fusion"), lr=lr,
-                          loss=dict(zip(loss, mean[len(own_loss):])), modality_loss=dict(zip(own_loss, mean)))
+            record = dict(stage=stage, epoch=epoch if stage == "detached" else epoch - r.epochs, lr=lr,
+                          loss=dict(zip(loss, mean[len(own_loss):])),
+                          modality_loss=dict(zip(own_loss, mean)))
             for part in ("val", "test"):
                 record[part] = {}
                 if sizes[part]:
                     z, y = features_of(part, model, ds, device, amp, r.batch_size)
-                    with torch.no_grad():
-                        heads, own = model.logits(z, stage, r.temperature)
-                    record[part] = dict(heads={head: scores(o, y) for head, o in heads.items()},
-                                        modality_heads={m: scores(o, y) for m, o in own.items()})
-            entropies = [s["entropy"] for group in record["test"].values() for s in group.values()]
-            if not math.isfinite(sum(mean) + sum(entropies)):
-                raise FloatingPointError(f"epoch {epoch + 1}: a loss or an output is not finite, losses "
-                                         f"{mean}; lower --lr, or --amp off")
+                    record[part] = {group: {head: scores(o, y) for head, o in logits.items()}
+                                    for group, logits in model.logits(z, stage, r.temperature).items()}
             log.append({**record, "seconds": time.time() - start, "items_per_second": speed})
+            val = [score for group in record["val"].values() for score in group.items()]
             print(f"{stage} {epoch + 1}/{n_epochs} | loss", *(f"{value:.3f}" for value in mean), "| val",
-                  *(f"{head} {100 * s['accuracy']:.1f}" for group in record["val"].values()
-                    for head, s in group.items()), f"| {speed:.0f} items/s, "
+                  *(f"{head} {100 * s['accuracy']:.1f}" for head, s in val), f"| {speed:.0f} items/s, "
                   f"{(n_epochs - epoch - 1) * log[-1]['seconds']:.0f} s left", flush=True)
 
             # checkpoint, whole or not at all: what the next epoch, and a reader, depends on
@@ -390,28 +381,27 @@ def main(argv=None):
             with whole_file(f"{path}.pt") as file:
                 torch.save(state, file)
 
-        # ---- result ----------------------------------------------------------------------------
+        # ---- result ------------------------------------------------------------------------------
         z_train, y_train = features_of("train", model, ds, device, amp, r.batch_size)
         z, y = features_of("test", model, ds, device, amp, r.batch_size)
         with torch.no_grad():
-            groups = dict(zip(("heads", "modality_heads"), model.logits(z, "fusion", r.temperature)))
+            groups = model.logits(z, "fusion", r.temperature)
         probes = {m: probe(z_train[m], y_train, z[m], y) for m in z}
         result = dict(
             schema=2, **config, precision=str(dtype).removeprefix("torch."), answer=model.answer,
             command=[Path(__file__).name, *(sys.argv[1:] if argv is None else argv)],
-            **provenance(__file__, device),
-            seconds=sum(epoch["seconds"] for epoch in log),
-            **{f"n_{part}": size for part, size in sizes.items()}, classes=ds.classes,
-            **{group: {head: summarise(log, group, head) for head in heads}
-               for group, heads in groups.items()},
+            **provenance(__file__, device), seconds=sum(e["seconds"] for e in log),
+            **{f"n_{part}": n for part, n in sizes.items()}, classes=ds.classes,
+            **{group: {head: summarise(log, group, head) for head in logits}
+               for group, logits in groups.items()},
             probes={m: accuracy for m, (accuracy, _) in probes.items()},
-            probe_failures={m: why for m, (_, why) in probes.items() if why},
+            probe_failures={m: reason for m, (_, reason) in probes.items() if reason},
             effective={m: dims.nonzero().flatten().tolist()
                        for m, dims in zip(model.modalities, model.effective)},
             test=dict(labels=y.tolist(), **{
                 group: {head: dict(predictions=o.argmax(1).tolist(),
                                    confidence=o.softmax(1).amax(1).tolist())
-                        for head, o in heads.items()} for group, heads in groups.items()}),
+                        for head, o in logits.items()} for group, logits in groups.items()}),
             epochs=log)
         with whole_file(f"{path}.json") as file:
             file.write(json.dumps(result).encode())
@@ -421,5 +411,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    with exit_codes("dimml.py"):
+    with exit_codes(Path(__file__).name):
         main()

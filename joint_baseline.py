@@ -1,26 +1,26 @@
-"""Joint training, and the baselines that it has to beat: each modality alone, and their ensemble.
+"""Joint training, the cures that keep its loss, and what all of them have to beat.
 
     encoder -> z_a --+
-                     +--> fusion head -> CE        one loss trains everything
+                     +--> fusion head -> CE         one loss trains everything
     encoder -> z_v --+
 
-This is what DI-MML and UDI argue against: the modality that is learned faster explains the labels, the
-gradient fades, and the other encoder is left half-trained. Look at the `probe` column: the same encoder
-trained alone (--ensemble) usually scores higher. The ensemble of single modalities, whose encoders never
-meet, is the rival of every method here.
+DI-MML and UDI argue against this: the modality that is learned faster explains the labels, the gradient
+fades, and the other encoder is left half-trained. Look at the `probe` column: the same encoder trained
+alone (--ensemble) usually scores higher. The ensemble, whose encoders never meet, is everyone's rival.
 
-    python joint_baseline.py                                     # the embedded set, concatenation
-    python joint_baseline.py --ensemble                          # each alone, logits averaged
-    python joint_baseline.py --modality audio                    # one modality alone
-    python joint_baseline.py --dataset ave --fusion film --gpu 0
+    python joint_baseline.py                            # the embedded set, concatenation
+    python joint_baseline.py --ensemble                 # each modality alone, logits averaged
+    python joint_baseline.py --balance ogm_ge           # a cure: auxiliary, ogm_ge, mmpareto, dgl
+    python joint_baseline.py --dataset ave --gpu 0 --fusion film
+    python joint_baseline.py --dataset ave --gpu 0 --modality audio
 
-Read it top to bottom: recipe, method, model, evaluation, `plan` (what the command line asks for) and
-`main`, one flat training loop. Where it departs from published code, and why: results/DEVIATIONS.md.
+Read it top to bottom: recipe, cures, model, evaluation, `plan` (what a command line asks for), `main`:
+one flat loop. Where it departs from published code, and why: results/DEVIATIONS.md.
 """
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")     # two runs side by side: idle threads must not spin
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")     # else idle threads of two runs side by side spin
 
 import argparse
 import json
@@ -33,15 +33,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from einops import rearrange, reduce
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn import linear_model, metrics, pipeline, preprocessing
 from torchvision.models.resnet import BasicBlock, ResNet
 from tqdm import tqdm
 
-from data import (DataError, claim, differences, exit_codes, finished, open_dataset, provenance,
-                  read_checkpoint, whole_file)
+from data import (DataError, claim, exit_codes, finished, half_done, open_dataset, pick_device,
+                  provenance, whole_file)
 
 # ---- recipe: that of the DI-MML code. Every entry is also a flag, e.g. --lr 0.01 -----------------
 RECIPE = dict(
@@ -49,14 +46,72 @@ RECIPE = dict(
     batch_size=16,
     lr=1e-3,                # of SGD with momentum 0.9 and weight decay 1e-4
     lr_step=70,             # lr x 0.1 every so many epochs
+    encoder_lr_factor=1.0,  # times lr for the encoders: the control for cures that scale gradients
+    ogm_alpha=0.8,          # of --balance ogm_ge; its code's value for CREMA-D
 )
-CHANGES = {"cremad": {}, "ave": {}, "ucf101": {}, "modelnet40": {}}
+CHANGES = {"cremad": {}, "ave": {}, "ucf101": {}, "modelnet40": {},
+           "avletters": dict(epochs=40, lr=0.01, lr_step=32)}
 SMALL = dict(epochs=15, lr=3e-3, lr_step=12)        # ours, for any other dataset
+COMPARE = """python joint_baseline.py --ensemble     # the same encoders, each trained alone
+python dimml.py; python udi.py          # no joint loss"""
+
+
+# ---- cures that keep the joint loss: each changes what of it reaches the encoders ----------------
+def half_head_logits(z, weight, bias):
+    """The fusion head cut into its blocks: {m: (B, D)}, (C, M D), (C,) -> {m: W_m z_m + b}, (B, C)."""
+    blocks = weight.split([z_m.shape[1] for z_m in z.values()], dim=1)
+    return {m: F.linear(z_m, block, bias) for (m, z_m), block in zip(z.items(), blocks)}
+
+
+def ogm_coefficients(scores, alpha):
+    """OGM-GE (Peng et al., CVPR 2022): what each encoder keeps of its gradient, {m: s_m} -> {m: k_m}.
+
+        rho_m = s_m / mean of the others' s,    k_m = 1 - tanh(alpha rho_m) where rho_m > 1, else 1
+    s_m = sum_i softmax(W_m z_m,i + b / M)[y_i]. As in its code, k jumps to 1 - tanh(alpha) at rho = 1.
+    """
+    s = torch.stack([torch.as_tensor(s_m) for s_m in scores.values()])
+    rho = s / ((s.sum() - s) / (len(s) - 1))        # others all 0: infinite, so k = 0
+    k = torch.where(rho > 1, 1 - torch.tanh(alpha * rho), 1.0)      # all 0: not a number, so k = 1
+    return dict(zip(scores, k))
+
+
+def ogm_ge_gradient(grad, coefficient, generator):
+    """k g + N(0, std(g)^2), the noise that of the gradient before it was modulated: any shape."""
+    noise = torch.randn(grad.shape, generator=generator, device=grad.device, dtype=grad.dtype)
+    return coefficient * grad + grad.std() * noise
+
+
+def pareto_weights(joint_grad, own_grad):
+    """MMPareto (Wei and Hu, ICML 2024): weights of an encoder's two gradients, (P,), (P,) -> (k0, k1).
+
+    Equal where they agree (cosine > 0) or vanish; else the point of least norm between them:
+        k0 = (g1.g1 - g0.g1) / |g0 - g1|^2 within [.001, .999],    k1 = 1 - k0
+    """
+    g0, g1 = joint_grad, own_grad
+    distance = (g0 - g1).square().sum()
+    k0 = ((g1 @ g1 - g0 @ g1) / distance).clamp(0.001, 0.999)
+    k0 = torch.where((g0 @ g1 > 0) | (distance == 0), 0.5, k0)
+    return torch.stack([k0, 1 - k0])
+
+
+def pareto_gradient(joint_grads, own_grads):
+    """An encoder's gradient from those of the joint and of its own loss: two lists, a tensor for each
+    parameter -> such a list; and (2,), the cosine of the two and k1, to be watched. Per tensor
+        h = 2 k0 g0 + 2 k1 g1,    h <- 1.5 h max(1, |g0 + g1| / |h|),    0 stays 0
+    """
+    g0, g1 = (torch.cat([g.flatten() for g in grads]) for grads in (joint_grads, own_grads))
+    k0, k1 = pareto_weights(g0, g1)
+    grads = []
+    for a, b in zip(joint_grads, own_grads):
+        h = 2 * k0 * a + 2 * k1 * b
+        stretch = ((a + b).norm() / h.norm()).clamp(min=1)
+        grads.append(torch.where(h.norm() > 0, 1.5 * stretch * h, 0.0))
+    return grads, torch.stack([F.cosine_similarity(g0, g1, dim=0), k1])
 
 
 # ---- the model -----------------------------------------------------------------------------------
 class Encoder(ResNet):
-    """ResNet-18 from scratch for any modality: (B, T, C, H, W) -> (B, 512), mean over time and space."""
+    """ResNet-18 from scratch: (B, T, C, H, W) -> (B, 512), the mean over time and space."""
 
     def __init__(self, in_channels):
         super().__init__(BasicBlock, [2, 2, 2, 2])
@@ -72,7 +127,7 @@ class Encoder(ResNet):
         x = rearrange(x, "b t c h w -> (b t) c h w")            # each frame by itself
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return reduce(x.float(), "(b t) d h w -> b d", "mean", b=batch)     # float32 under autocast too
+        return reduce(x.float(), "(b t) d h w -> b d", "mean", b=batch)     # float32 even with amp
 
 
 class Fusion(nn.Module):
@@ -80,51 +135,46 @@ class Fusion(nn.Module):
 
     concat  W [z_1, ..., z_M]                                           the usual one
     sum     sum_m W_m z_m                                               concat with a bias for each
-    film    W h, h = z_M, then h <- gamma(z_m) * h + beta(z_m) for each m < M   (Perez et al., 2018)
+    film    W h, h = z_M, then h <- gamma(z_m) * h + beta(z_m), m < M   (Perez et al., 2018)
     gated   W (U_M z_M * prod_{m<M} sigmoid(U_m z_m))                   (Kiela et al., 2018)
-
-    For M = 2, FiLM and gated are those of the OGM-GE code: the first modality conditions the last.
+    For M = 2 the last two are those of the OGM-GE code: the first modality conditions the last.
     """
 
     def __init__(self, kind, n_modalities, dim, n_classes):
         super().__init__()
         self.kind = kind
+        outputs = dict(concat=[], sum=[n_classes] * n_modalities, film=[2 * dim] * (n_modalities - 1),
+                       gated=[dim] * n_modalities)[kind]
         self.out = nn.Linear(dim * n_modalities if kind == "concat" else dim, n_classes)
-        if kind == "sum":
-            self.out = nn.ModuleList(nn.Linear(dim, n_classes) for _ in range(n_modalities))
-        if kind == "film":
-            self.film = nn.ModuleList(nn.Linear(dim, 2 * dim) for _ in range(n_modalities - 1))
-        if kind == "gated":
-            self.project = nn.ModuleList(nn.Linear(dim, dim) for _ in range(n_modalities))
+        self.linear = nn.ModuleList(nn.Linear(dim, n) for n in outputs)
 
     def forward(self, z):
-        *others, last = z.values()
+        parts, h = [linear(z_m) for linear, z_m in zip(self.linear, z.values())], list(z.values())[-1]
         if self.kind == "concat":
-            return self.out(torch.cat([*others, last], 1))
+            h = torch.cat(list(z.values()), 1)
         if self.kind == "sum":
-            return sum(linear(z_m) for linear, z_m in zip(self.out, [*others, last]))
+            return sum(parts)
         if self.kind == "film":
-            for linear, z_m in zip(self.film, others):
-                gamma, beta = linear(z_m).chunk(2, dim=1)
-                last = gamma * last + beta
-            return self.out(last)
-        *gates, content = (linear(z_m) for linear, z_m in zip(self.project, [*others, last]))
-        for gate in gates:
-            content = content * gate.sigmoid()
-        return self.out(content)
+            for gamma, beta in (part.chunk(2, dim=1) for part in parts):
+                h = gamma * h + beta
+        if self.kind == "gated":
+            *gates, h = parts
+            for gate in gates:
+                h = h * gate.sigmoid()
+        return self.out(h)
 
 
 class Model(nn.Module):
-    """An encoder a modality, and a fusion head or (with `fusion` None) a head of its own for each."""
+    """An encoder a modality, and a fusion head (unless `fusion` is None), own heads, or both."""
 
     answer = "fused"        # the head that is the method's answer
 
-    def __init__(self, in_channels, n_classes, fusion, dim=512):
+    def __init__(self, in_channels, n_classes, fusion, own_heads, dim=512):
         super().__init__()
         self.modalities = list(in_channels)     # a list beside ModuleLists: a name can be any word
         self.encoders = nn.ModuleList(Encoder(channels) for channels in in_channels.values())
         self.fusion = Fusion(fusion, len(in_channels), dim, n_classes) if fusion else None
-        self.heads = nn.ModuleList(() if fusion else (nn.Linear(dim, n_classes) for _ in in_channels))
+        self.heads = nn.ModuleList(nn.Linear(dim, n_classes) for _ in in_channels if own_heads)
 
     def features(self, inputs):
         """{m: (B, T, C, H, W)} -> z = {m: (B, 512)}."""
@@ -134,78 +184,83 @@ class Model(nn.Module):
         return {m: head(z[m]) for m, head in zip(self.modalities, self.heads)}
 
     def logits(self, z):
-        """z -> logits (B, C) of our heads by our names, and of the modalities' own by theirs."""
+        """z -> {group: {head: (B, C)}}: our heads by our names, the modalities' own by theirs."""
         own = self.own_logits(z)
         fused = self.fusion(z) if self.fusion else torch.stack(list(own.values())).mean(0)
-        return {"fused": fused}, own
+        return {"heads": {"fused": fused}, "modality_heads": own}
 
 
-# ---- evaluation: all heads read features, so the features of a part are all that is needed of it -
+# ---- evaluation: heads read features alone, so a part's features, computed once, serve them all -----
 @torch.no_grad()
 def features_of(part, model, ds, device, amp, batch_size):
     """Features of a whole part, eval mode, not augmented: {m: (N, 512)}, labels (N,)."""
     model.eval()
     z, labels = [], []
-    for inputs, y, _ in ds.batches(part, max(64, batch_size), device):
+    for inputs, y, _ in ds.batches(part, batch_size, device):
         with amp:
             z.append(model.features(inputs))
         labels.append(y)
-    return {m: torch.cat([batch[m] for batch in z]) for m in z[0]}, torch.cat(labels)
+    z = {m: torch.cat([batch[m] for batch in z]) for m in ds.modalities}
+    if not all(z_m.isfinite().all() for z_m in z.values()):
+        raise FloatingPointError("an encoder's features are not finite: lower --lr, or --amp off")
+    return z, torch.cat(labels)
 
 
 def scores(logits, y):
     """(N, C), (N,) -> accuracy, macro-F1 over the classes in y, mean predictive entropy in nats."""
     log_p, predicted = logits.log_softmax(1), logits.argmax(1)
-    macro_f1 = f1_score(y.cpu(), predicted.cpu(), labels=y.unique().cpu(), average="macro")
+    macro_f1 = metrics.f1_score(y.cpu(), predicted.cpu(), labels=y.unique().cpu(), average="macro")
     return dict(accuracy=(predicted == y).double().mean().item(), macro_f1=float(macro_f1),
                 entropy=-(log_p.exp() * log_p).sum(1).mean().item())
 
 
 def summarise(log, group, head):
-    """A head's test scores under three rules: at the `last` epoch (quote this one), at the epoch of
-    `best_val` accuracy, and at that of `best_test` accuracy, as published code chooses: optimistic."""
+    """A head's test scores at its `last` epoch (quote this one), at that of `best_val` accuracy, and at
+    that of `best_test` accuracy, which is how published code chooses: optimistic, to compare only."""
     chosen = {"last": log[-1]}
     for part in ("val", "test"):
         if log[-1][part]:
-            chosen[f"best_{part}"] = max(log, key=lambda epoch: epoch[part][group][head]["accuracy"])
-    return {rule: {**epoch["test"][group][head], "stage": epoch["stage"], "epoch": epoch["epoch"]}
-            for rule, epoch in chosen.items()}
+            chosen[f"best_{part}"] = max(log, key=lambda e: e[part][group][head]["accuracy"])
+    return {rule: {**e["test"][group][head], "stage": e["stage"], "epoch": e["epoch"]}
+            for rule, e in chosen.items()}
 
 
 def probe(z, y, z_test, y_test):
     """What an encoder has learned: test accuracy of a logistic regression on its frozen features.
-    Where none can be fitted: None and the reason, since that must not lose the run."""
+    If none can be fitted: None, and the reason, since that is not worth losing the run."""
+    linear = pipeline.make_pipeline(preprocessing.StandardScaler(),
+                                    linear_model.LogisticRegression(max_iter=1000))
     try:
-        linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
         return linear.fit(z.cpu(), y.cpu()).score(z_test.cpu(), y_test.cpu()), None
     except ValueError as error:
         return None, str(error)
 
 
 def print_table(result):
-    print(f"\n{'test, %':24}{'last':>8}{'best val':>10}{'best test':>11}{'macro-F1':>10}{'probe':>8}")
     rows = [(head + (" (the answer)" if head == result["answer"] else ""), rules, None)
             for head, rules in result["heads"].items()]
     rows += [(f"encoder of {m}", result["modality_heads"].get(m, {}), accuracy)
              for m, accuracy in result["probes"].items()]
+    print(f"\n{'test, %':24}{'last':>8}{'best val':>10}{'best test':>11}{'macro-F1':>10}{'probe':>8}")
     for name, rules, accuracy in rows:
         cells = [rules.get(rule, {}).get("accuracy") for rule in ("last", "best_val", "best_test")]
         cells += [rules.get("last", {}).get("macro_f1"), accuracy]
-        print(f"{name:24}" + "".join(("-" if cell is None else f"{100 * cell:.1f}").rjust(width)
-                                     for cell, width in zip(cells, (8, 10, 11, 10, 8))))
-    print("last: the number to quote; best test: chosen on the test set, as published code does")
+        cells = ["-" if cell is None else f"{100 * cell:.1f}" for cell in cells]
+        print(f"{name:24}" + "".join(c.rjust(n) for c, n in zip(cells, (8, 10, 11, 10, 8))))
+    print("last: the number to quote. best test: chosen on the test set, as published code does.\n"
+          "probe: what a linear classifier reads from the frozen encoder. Compare with:\n" + COMPARE)
 
 
 # ---- a run ---------------------------------------------------------------------------------------
 def plan(argv=None):
-    """What a command line asks for: args, dataset, recipe, the run's path (less its suffix) and its
-    config. Two runs of the same config are the same run; nothing else knows a run's name."""
-    parser = argparse.ArgumentParser("joint_baseline.py", description=__doc__.split("\n")[0])
+    """What a command line asks for: args, dataset, recipe, the run's path (less its suffix), config.
+    Two runs of the same config are the same run, and nothing else knows a run's name."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--dataset", default="synthetic", help="a name under --data-dir, or a prepared folder's path")
     add("--data-dir", default="datasets")
     add("--split", help="one of the dataset's splits (default: its first)")
-    add("--val", type=float, default=0.1, help="share of train to hold out, if there is no val part")
+    add("--val", type=float, default=0.1, help="share of train to hold out if there is no val part")
     add("--seed", type=int, default=0)
     add("--gpu", type=int, help="GPU number (default: the first GPU; without any, the CPU)")
     add("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto", help="of the encoders")
@@ -213,6 +268,8 @@ def plan(argv=None):
     add("--resume", action="store_true", help="go on after the last whole epoch")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--fusion", choices=["concat", "sum", "film", "gated"], default="concat")
+    what.add_argument("--balance", choices=["none", "auxiliary", "ogm_ge", "mmpareto", "dgl"],
+                      default="none", help="a cure, with --fusion concat")
     what.add_argument("--modality", help="train this modality alone")
     what.add_argument("--ensemble", action="store_true", help="train each alone, average their logits")
     for key, value in RECIPE.items():
@@ -222,6 +279,8 @@ def plan(argv=None):
     ds = open_dataset(args.dataset, args.data_dir, args.split, args.val)
     if args.modality:
         ds = ds.only(args.modality)
+    elif len(ds.modalities) < 2:
+        raise DataError(f"{ds.name} has one modality: train it with --modality")
     recipe = {**RECIPE, **CHANGES.get(ds.name, SMALL)}
     scale = (args.epochs or recipe["epochs"]) / recipe["epochs"]
     recipe["lr_step"] = max(1, round(scale * recipe["lr_step"]))
@@ -232,7 +291,10 @@ def plan(argv=None):
     if not 0 <= args.seed < 2**32:
         raise DataError(f"--seed {args.seed} is not in 0 .. 2^32 - 1")
 
-    variant = f"only-{args.modality}" if args.modality else "ensemble" if args.ensemble else args.fusion
+    variant = (f"only-{args.modality}" if args.modality else "ensemble" if args.ensemble else
+               args.fusion if args.balance == "none" else args.balance)
+    if recipe["encoder_lr_factor"] != RECIPE["encoder_lr_factor"]:
+        variant += f".encoder{recipe['encoder_lr_factor']:g}"
     method = Path(__file__).stem                    # a copied file is a method of its own
     path = Path(args.out).expanduser() / f"{method}.{variant}-{ds.name}-{ds.split}-seed{args.seed}"
     config = dict(method=method, variant=variant, dataset=ds.name, split=ds.split, seed=args.seed,
@@ -245,16 +307,10 @@ def main(argv=None):
     args, ds, recipe, path, config = plan(argv)
     r, n_classes = argparse.Namespace(**recipe), len(ds.classes)
     sizes = {part: len(ds.indices(part)) for part in ("train", "val", "test")}
-    alone = bool(args.ensemble or args.modality)    # no fusion head: encoders that never meet
+    alone, n_epochs = bool(args.ensemble or args.modality), r.epochs
 
-    # device, precision (of the encoders; all else is float32), seeds
-    if args.gpu is not None and not 0 <= args.gpu < torch.cuda.device_count():
-        raise DataError(f"--gpu {args.gpu}: this machine has {torch.cuda.device_count()} GPUs")
-    device = torch.device(f"cuda:{args.gpu or 0}" if torch.cuda.is_available() else "cpu")
-    precision = args.amp
-    if precision == "auto" and device.type == "cuda":           # before Ampere bfloat16 is emulated
-        precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(precision, torch.float32)
+    # device, precision of the encoders (all else is float32), seeds
+    device, dtype = pick_device(args.gpu, args.amp)
     amp = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")     # for determinism of cuBLAS
@@ -265,84 +321,120 @@ def main(argv=None):
 
     # model and optimizer
     in_channels = {m: modality.in_channels for m, modality in ds.modalities.items()}
-    model = Model(in_channels, n_classes, None if alone else args.fusion).to(device)
+    model = Model(in_channels, n_classes, fusion=None if alone else args.fusion,
+                  own_heads=alone or args.balance in ("auxiliary", "mmpareto")).to(device)
     if device.type == "cuda" or dtype == torch.bfloat16:        # small float32 pictures lose by it
         model = model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), r.lr, momentum=0.9, weight_decay=1e-4,
+    encoders = dict(zip(model.modalities, model.encoders))
+    head_parameters = [p for name, p in model.named_parameters() if not name.startswith("encoders")]
+    groups = [{"params": model.encoders.parameters(), "factor": r.encoder_lr_factor},
+              {"params": head_parameters, "factor": 1.0}]
+    optimizer = torch.optim.SGD(groups, r.lr, momentum=0.9, weight_decay=1e-4,
                                 fused=dtype != torch.float16)   # wrong after an overflow in step 1
 
-    with claim(path):                                           # no other run of this name meanwhile
+    with claim(path):       # no other run of this name meanwhile
         if result := finished(path, config):
             print(f"{path}.json is finished: nothing to train")
             print_table(result)
             return result
 
-        # a checkpoint to go on from
-        log = []                                                # a record an epoch
-        if state := read_checkpoint(f"{path}.pt", device):
-            if state["config"] != config:
-                raise DataError(f"{path}.pt was made with another "
-                                f"{', '.join(differences(state['config'], config))}: choose another --out")
-            log = state["log"]
-            if len(log) < r.epochs and not args.resume:
-                raise DataError(f"{path}.pt is at epoch {len(log)} of {r.epochs}: --resume goes on, "
-                                "another --out starts anew")
+        # from the start, or on from a checkpoint
+        ds.check(r.batch_size)
+        log = []            # a record an epoch
+        if state := half_done(path, config, n_epochs, args.resume, device):
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             scaler.load_state_dict(state["scaler"])
             generator.set_state(state["generator"].cpu())
-        ds.check(r.batch_size)
-        print(f"{path.name}: {', '.join(f'{n} {part}' for part, n in sizes.items())} items of {n_classes} "
-              f"classes; {device}, {str(dtype).removeprefix('torch.')}; "
-              + (f"goes on after epoch {len(log)} of {r.epochs}" if log else
-                 f"{r.epochs} epochs" + ", nothing to resume" * args.resume), flush=True)
+            log = state["log"]
+        print(f"{path.name}: {sizes} items, {n_classes} classes; {dtype} on {device}; "
+              f"{n_epochs} epochs, {len(log) or 'none'} done before", flush=True)
 
         # ---- training --------------------------------------------------------------------------
         for epoch in range(len(log), r.epochs):
             start = time.time()
             lr = r.lr * 0.1 ** (epoch // r.lr_step)
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["factor"]
+            noise = torch.Generator(device)                     # of GE: another in each epoch
+            if args.balance == "ogm_ge":
+                noise.manual_seed(int(torch.randint(2**62, (), generator=generator)))
 
             # one pass over the training items
             model.train()
             batches = ds.batches("train", r.batch_size, device, augment=True, generator=generator)
-            total = 0.0
+            total = watched = 0.0                               # sums over the epoch's steps
             for inputs, y, _ in tqdm(batches, leave=False, disable=None, unit="batch"):
                 with amp:
                     z = model.features(inputs)                  # {m: (B, 512)}
-                if alone:       # no parameter sees another's gradient: as in runs of their own
-                    loss, own_loss = {}, {m: F.cross_entropy(o, y) for m, o in model.own_logits(z).items()}
-                else:
-                    loss, own_loss = {"joint": F.cross_entropy(model.fusion(z), y)}, {}
+
+                # losses: one for all; in some rows one for each modality too, or instead
+                loss = {}
+                own_loss = {m: F.cross_entropy(o, y) for m, o in model.own_logits(z).items()}
+                if args.balance == "dgl":       # the head is trained on features that feel nothing of
+                    loss["joint"] = F.cross_entropy(model.fusion({m: z[m].detach() for m in z}), y)
+                    head = model.fusion.out     # it, each encoder through its half of a head at rest
+                    halves = half_head_logits(z, head.weight.detach(), head.bias.detach())
+                    own_loss = {m: F.cross_entropy(o, y) for m, o in halves.items()}
+                elif not alone:
+                    loss["joint"] = F.cross_entropy(model.fusion(z), y)
                 terms = [*loss.values(), *own_loss.values()]
+
+                # gradients
                 optimizer.zero_grad(set_to_none=True)
-                scaler.scale(sum(terms)).backward()
+                if args.balance != "mmpareto":
+                    scaler.scale(sum(terms)).backward()
+                else:
+                    watch = []
+                    for m, encoder in encoders.items():
+                        weights = list(encoder.parameters())
+                        both = (torch.autograd.grad(scaler.scale(term), weights, retain_graph=True)
+                                for term in (loss["joint"], own_loss[m]))
+                        grads, cosine_and_weight = pareto_gradient(*both)
+                        watch.append(cosine_and_weight)
+                        for weight, grad in zip(weights, grads):
+                            weight.grad = grad
+                    scaler.scale(sum(terms)).backward(inputs=head_parameters)
+                    watched = watched + torch.stack(watch)                  # (M, 2)
+                if args.balance == "ogm_ge":
+                    head, rows = model.fusion.out, torch.arange(len(y), device=device)
+                    with torch.no_grad():
+                        halves = half_head_logits(z, head.weight, head.bias / len(z))
+                    score = {m: o.softmax(1)[rows, y].sum() for m, o in halves.items()}
+                    coefficient = ogm_coefficients(score, r.ogm_alpha)
+                    watch = [torch.stack([score[m] / len(y), coefficient[m]]) for m in z]
+                    watched = watched + torch.stack(watch)                  # (M, 2)
+                    convolutions = [(m, weight) for m, encoder in encoders.items()
+                                    for weight in encoder.parameters() if weight.ndim == 4]
+                    for m, weight in convolutions if epoch < r.epochs / 2 else []:
+                        weight.grad = ogm_ge_gradient(weight.grad, coefficient[m], noise)
                 scaler.step(optimizer)
                 scaler.update()
                 total = total + torch.stack(terms).detach()     # no step waits for its value
             mean = (total / len(batches)).tolist()
             speed = len(batches) * r.batch_size / (time.time() - start)
+            if not math.isfinite(sum(mean)):
+                raise FloatingPointError(f"epoch {epoch + 1}: losses {mean}; lower --lr, or --amp off")
 
             # evaluation; the test scores are recorded, and nothing is ever chosen by them
             record = dict(stage="alone" if alone else "joint", epoch=epoch, lr=lr,
-                          loss=dict(zip(loss, mean)), modality_loss=dict(zip(own_loss, mean[len(loss):])))
+                          loss=dict(zip(loss, mean)),
+                          modality_loss=dict(zip(own_loss, mean[len(loss):])))
+            if args.balance in ("ogm_ge", "mmpareto"):          # means over the epoch
+                names = dict(ogm_ge=("score", "coefficient"), mmpareto=("cosine", "weight"))
+                record["balance"] = {m: dict(zip(names[args.balance], row)) for m, row in
+                                     zip(encoders, (watched / len(batches)).tolist())}
             for part in ("val", "test"):
                 record[part] = {}
                 if sizes[part]:
                     z, y = features_of(part, model, ds, device, amp, r.batch_size)
-                    with torch.no_grad():
-                        heads, own = model.logits(z)
-                    record[part] = dict(heads={head: scores(o, y) for head, o in heads.items()},
-                                        modality_heads={m: scores(o, y) for m, o in own.items()})
-            if not math.isfinite(sum(mean) + record["test"]["heads"]["fused"]["entropy"]):
-                raise FloatingPointError(f"epoch {epoch + 1}: a loss or an output is not finite, losses "
-                                         f"{mean}; lower --lr, or --amp off")
+                    record[part] = {group: {head: scores(o, y) for head, o in logits.items()}
+                                    for group, logits in model.logits(z).items()}
             log.append({**record, "seconds": time.time() - start, "items_per_second": speed})
-            print(f"epoch {epoch + 1}/{r.epochs} | loss", *(f"{value:.3f}" for value in mean), "| val",
-                  *(f"{head} {100 * s['accuracy']:.1f}" for group in record["val"].values()
-                    for head, s in group.items()), f"| {speed:.0f} items/s, "
-                  f"{(r.epochs - epoch - 1) * log[-1]['seconds']:.0f} s left", flush=True)
+            val = [score for group in record["val"].values() for score in group.items()]
+            print(f"epoch {epoch + 1}/{n_epochs} | loss", *(f"{value:.3f}" for value in mean), "| val",
+                  *(f"{head} {100 * s['accuracy']:.1f}" for head, s in val), f"| {speed:.0f} items/s, "
+                  f"{(n_epochs - epoch - 1) * log[-1]['seconds']:.0f} s left", flush=True)
 
             # checkpoint, whole or not at all: what the next epoch, and a reader, depends on
             state = dict(config=config, log=log, model=model.state_dict(),
@@ -351,26 +443,25 @@ def main(argv=None):
             with whole_file(f"{path}.pt") as file:
                 torch.save(state, file)
 
-        # ---- result ----------------------------------------------------------------------------
+        # ---- result ------------------------------------------------------------------------------
         z_train, y_train = features_of("train", model, ds, device, amp, r.batch_size)
         z, y = features_of("test", model, ds, device, amp, r.batch_size)
         with torch.no_grad():
-            groups = dict(zip(("heads", "modality_heads"), model.logits(z)))
+            groups = model.logits(z)
         probes = {m: probe(z_train[m], y_train, z[m], y) for m in z}
         result = dict(
             schema=2, **config, precision=str(dtype).removeprefix("torch."), answer=model.answer,
             command=[Path(__file__).name, *(sys.argv[1:] if argv is None else argv)],
-            **provenance(__file__, device),
-            seconds=sum(epoch["seconds"] for epoch in log),
-            **{f"n_{part}": size for part, size in sizes.items()}, classes=ds.classes,
-            **{group: {head: summarise(log, group, head) for head in heads}
-               for group, heads in groups.items()},
+            **provenance(__file__, device), seconds=sum(e["seconds"] for e in log),
+            **{f"n_{part}": n for part, n in sizes.items()}, classes=ds.classes,
+            **{group: {head: summarise(log, group, head) for head in logits}
+               for group, logits in groups.items()},
             probes={m: accuracy for m, (accuracy, _) in probes.items()},
-            probe_failures={m: why for m, (_, why) in probes.items() if why},
+            probe_failures={m: reason for m, (_, reason) in probes.items() if reason},
             test=dict(labels=y.tolist(), **{
                 group: {head: dict(predictions=o.argmax(1).tolist(),
                                    confidence=o.softmax(1).amax(1).tolist())
-                        for head, o in heads.items()} for group, heads in groups.items()}),
+                        for head, o in logits.items()} for group, logits in groups.items()}),
             epochs=log)
         with whole_file(f"{path}.json") as file:
             file.write(json.dumps(result).encode())
@@ -380,5 +471,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    with exit_codes("joint_baseline.py"):
+    with exit_codes(Path(__file__).name):
         main()

@@ -34,7 +34,7 @@ Our reading of the rest (numbered as in results/DEVIATIONS.md, with what each ch
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")     # two runs side by side: idle threads must not spin
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")     # else idle threads of two runs side by side spin
 
 import argparse
 import json
@@ -47,15 +47,12 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from einops import rearrange, reduce
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn import linear_model, metrics, pipeline, preprocessing
 from torchvision.models.resnet import BasicBlock, ResNet
 from tqdm import tqdm
 
-from data import (DataError, claim, differences, exit_codes, finished, open_dataset, provenance,
-                  read_checkpoint, whole_file)
+from data import (DataError, claim, exit_codes, finished, half_done, open_dataset, pick_device,
+                  provenance, whole_file)
 
 # ---- recipe: ours, with the optimiser and lengths of the DI-MML code. Every entry is also a flag --
 RECIPE = dict(
@@ -71,9 +68,12 @@ RECIPE = dict(
     patience=0,                 # end a stage after so many epochs without a rise in validation accuracy
 )                               # since the last drop of the rate; 0: never
 CHOICES = {"complement": ["club", "cka"], "follower_init": ["scratch", "stage1"]}
-CHANGES = {"cremad": {}, "ave": {}, "ucf101": {}, "modelnet40": {}}
-SMALL = dict(epochs=15, lr=3e-3, lr_step=12)        # ours, for any other dataset
+CHANGES = {"cremad": {}, "ave": {}, "ucf101": {}, "modelnet40": {},
+           "avletters": dict(epochs=40, lr=0.01, lr_step=32)}
+SMALL = dict(epochs=15, lr=3e-3, lr_step=12)        # for any other dataset
 SMOOTHING = 0.9                 # of the cosines behind the interaction weights
+COMPARE = """python joint_baseline.py                # the same encoders under one joint loss
+python joint_baseline.py --ensemble     # the same encoders, each trained alone"""
 
 
 # ---- the method ----------------------------------------------------------------------------------
@@ -129,9 +129,25 @@ def interaction_weights(task_grad, consistency_grad, complementary_grad, tempera
     return (alignment(task_grad, consistency_grad, complementary_grad) / temperature).softmax(0)
 
 
+def choose(log, n_val):
+    """The anchor, by the last validation scores of stage 1; near is one standard error (U2)."""
+    last = {e["modality"]: e["val"]["modality_heads"][e["modality"]] for e in log}
+    accuracy, entropy = ({m: last[m][key] for m in last} for key in ("accuracy", "entropy"))
+    best = max(accuracy.values())
+    tolerance = math.sqrt(best * (1 - best) / n_val)
+    return dict(anchor=choose_anchor(accuracy, entropy, tolerance), accuracy=accuracy, entropy=entropy,
+                tolerance=tolerance)
+
+
+def converged(accuracy, r):
+    """Whether validation accuracy has not risen for `patience` epochs since the rate's last drop."""
+    since = accuracy[(r.epochs - 1) // r.lr_step * r.lr_step:]
+    return len(since) > r.patience and max(since[-r.patience:]) <= max(since[:-r.patience])
+
+
 # ---- the model -----------------------------------------------------------------------------------
 class Encoder(ResNet):
-    """ResNet-18 from scratch for any modality: (B, T, C, H, W) -> (B, 512), mean over time and space."""
+    """ResNet-18 from scratch: (B, T, C, H, W) -> (B, 512), the mean over time and space."""
 
     def __init__(self, in_channels):
         super().__init__(BasicBlock, [2, 2, 2, 2])
@@ -147,7 +163,7 @@ class Encoder(ResNet):
         x = rearrange(x, "b t c h w -> (b t) c h w")            # each frame by itself
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return reduce(x.float(), "(b t) d h w -> b d", "mean", b=batch)     # float32 under autocast too
+        return reduce(x.float(), "(b t) d h w -> b d", "mean", b=batch)     # float32 even with amp
 
 
 class UDI(nn.Module):
@@ -170,80 +186,86 @@ class UDI(nn.Module):
         return {m: head(z[m]) for m, head in zip(self.modalities, self.heads) if m in z}
 
     def logits(self, z):
-        """z -> logits (B, C) of our heads by our names, and of the modalities' own by theirs."""
+        """z -> {group: {head: (B, C)}}: our heads by our names, the modalities' own by theirs."""
         own = self.own_logits(z)
-        return {"fused": torch.stack(list(own.values())).mean(0)}, own
+        return {"heads": {"fused": torch.stack(list(own.values())).mean(0)}, "modality_heads": own}
 
 
-# ---- evaluation: all heads read features, so the features of a part are all that is needed of it -
+# ---- evaluation: heads read features alone, so a part's features, computed once, serve them all -----
 @torch.no_grad()
 def features_of(part, model, ds, device, amp, batch_size):
-    """Features of a whole part, eval mode, not augmented: {m: (N, 512)}, labels (N,).
-    Of the modalities in `ds`, which may be some of the model's."""
+    """Features of a whole part, eval mode, not augmented: {m: (N, 512)}, labels (N,). Of the modalities
+    of `ds`, which may be some of the model's."""
     model.eval()
     z, labels = [], []
-    for inputs, y, _ in ds.batches(part, max(64, batch_size), device):
+    for inputs, y, _ in ds.batches(part, batch_size, device):
         with amp:
             z.append(model.features(inputs))
         labels.append(y)
-    return {m: torch.cat([batch[m] for batch in z]) for m in z[0]}, torch.cat(labels)
+    z = {m: torch.cat([batch[m] for batch in z]) for m in ds.modalities}
+    if not all(z_m.isfinite().all() for z_m in z.values()):
+        raise FloatingPointError("an encoder's features are not finite: lower --lr, or --amp off")
+    return z, torch.cat(labels)
 
 
 def scores(logits, y):
     """(N, C), (N,) -> accuracy, macro-F1 over the classes in y, mean predictive entropy in nats."""
     log_p, predicted = logits.log_softmax(1), logits.argmax(1)
-    macro_f1 = f1_score(y.cpu(), predicted.cpu(), labels=y.unique().cpu(), average="macro")
+    macro_f1 = metrics.f1_score(y.cpu(), predicted.cpu(), labels=y.unique().cpu(), average="macro")
     return dict(accuracy=(predicted == y).double().mean().item(), macro_f1=float(macro_f1),
                 entropy=-(log_p.exp() * log_p).sum(1).mean().item())
 
 
 def summarise(log, group, head):
-    """A head's test scores under three rules: at the `last` epoch (quote this one), at the epoch of
-    `best_val` accuracy, and at that of `best_test` accuracy, as published code chooses: optimistic."""
-    log = [epoch for epoch in log if head in epoch["test"][group]]
-    log = [epoch for epoch in log if (epoch["stage"], epoch["modality"]) == (log[-1]["stage"], log[-1]["modality"])]
+    """A head's test scores at its `last` epoch (quote this one), at that of `best_val` accuracy, and at
+    that of `best_test` accuracy, which is how published code chooses: optimistic, to compare only.
+    Of the stage that trained it last."""
+    log = [e for e in log if head in e["test"][group]]
+    log = [e for e in log if (e["stage"], e["modality"]) == (log[-1]["stage"], log[-1]["modality"])]
     chosen = {"last": log[-1]}
     for part in ("val", "test"):
         if log[-1][part]:
-            chosen[f"best_{part}"] = max(log, key=lambda epoch: epoch[part][group][head]["accuracy"])
-    return {rule: {**epoch["test"][group][head], "stage": epoch["stage"], "epoch": epoch["epoch"]}
-            for rule, epoch in chosen.items()}
+            chosen[f"best_{part}"] = max(log, key=lambda e: e[part][group][head]["accuracy"])
+    return {rule: {**e["test"][group][head], "stage": e["stage"], "epoch": e["epoch"]}
+            for rule, e in chosen.items()}
 
 
 def probe(z, y, z_test, y_test):
     """What an encoder has learned: test accuracy of a logistic regression on its frozen features.
-    Where none can be fitted: None and the reason, since that must not lose the run."""
+    If none can be fitted: None, and the reason, since that is not worth losing the run."""
+    linear = pipeline.make_pipeline(preprocessing.StandardScaler(),
+                                    linear_model.LogisticRegression(max_iter=1000))
     try:
-        linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
         return linear.fit(z.cpu(), y.cpu()).score(z_test.cpu(), y_test.cpu()), None
     except ValueError as error:
         return None, str(error)
 
 
 def print_table(result):
-    print(f"\n{'test, %':24}{'last':>8}{'best val':>10}{'best test':>11}{'macro-F1':>10}{'probe':>8}")
     rows = [(head + (" (the answer)" if head == result["answer"] else ""), rules, None)
             for head, rules in result["heads"].items()]
     rows += [(f"encoder of {m}", result["modality_heads"].get(m, {}), accuracy)
              for m, accuracy in result["probes"].items()]
+    print(f"\n{'test, %':24}{'last':>8}{'best val':>10}{'best test':>11}{'macro-F1':>10}{'probe':>8}")
     for name, rules, accuracy in rows:
         cells = [rules.get(rule, {}).get("accuracy") for rule in ("last", "best_val", "best_test")]
         cells += [rules.get("last", {}).get("macro_f1"), accuracy]
-        print(f"{name:24}" + "".join(("-" if cell is None else f"{100 * cell:.1f}").rjust(width)
-                                     for cell, width in zip(cells, (8, 10, 11, 10, 8))))
-    print("last: the number to quote; best test: chosen on the test set, as published code does")
+        cells = ["-" if cell is None else f"{100 * cell:.1f}" for cell in cells]
+        print(f"{name:24}" + "".join(c.rjust(n) for c, n in zip(cells, (8, 10, 11, 10, 8))))
+    print("last: the number to quote. best test: chosen on the test set, as published code does.\n"
+          "probe: what a linear classifier reads from the frozen encoder. Compare with:\n" + COMPARE)
 
 
 # ---- a run ---------------------------------------------------------------------------------------
 def plan(argv=None):
-    """What a command line asks for: args, dataset, recipe, the run's path (less its suffix) and its
-    config. Two runs of the same config are the same run; nothing else knows a run's name."""
-    parser = argparse.ArgumentParser("udi.py", description=__doc__.split("\n")[0])
+    """What a command line asks for: args, dataset, recipe, the run's path (less its suffix), config.
+    Two runs of the same config are the same run, and nothing else knows a run's name."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--dataset", default="synthetic", help="a name under --data-dir, or a prepared folder's path")
     add("--data-dir", default="datasets")
     add("--split", help="one of the dataset's splits (default: its first)")
-    add("--val", type=float, default=0.1, help="share of train to hold out, if there is no val part")
+    add("--val", type=float, default=0.1, help="share of train to hold out if there is no val part")
     add("--seed", type=int, default=0)
     add("--gpu", type=int, help="GPU number (default: the first GPU; without any, the CPU)")
     add("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto", help="of the encoders")
@@ -252,13 +274,14 @@ def plan(argv=None):
     add("--anchor", help="this modality, not the one that validation items choose")
     add("--interaction", nargs=2, type=float, metavar=("ALPHA", "BETA"), help="fixed weights")
     for key, value in RECIPE.items():
-        if key != "interaction":
-            add(f"--{key.replace('_', '-')}", type=type(value), choices=CHOICES.get(key), help="(default: the recipe's)")
+        if value is not None:
+            add(f"--{key.replace('_', '-')}", type=type(value), choices=CHOICES.get(key),
+                help="(default: the recipe's)")
     args = parser.parse_args(argv)
 
     ds = open_dataset(args.dataset, args.data_dir, args.split, args.val)
     if len(ds.modalities) < 2:
-        raise DataError(f"UDI needs two modalities, {ds.name} has one: joint_baseline.py trains it alone")
+        raise DataError(f"{ds.name} has one modality: joint_baseline.py --modality trains it")
     if args.anchor:
         ds.only(args.anchor)                        # raises DataError if there is no such modality
     elif not len(ds.indices("val")):
@@ -293,21 +316,12 @@ def main(argv=None):
     args, ds, recipe, path, config = plan(argv)
     r, n_classes = argparse.Namespace(**recipe), len(ds.classes)
     sizes = {part: len(ds.indices(part)) for part in ("train", "val", "test")}
-
-    # the stages: each modality alone (an anchor that is named needs no rival, unless that is where the
-    # followers start), then each follower
+    # the stages: each modality alone (where the anchor is named, only what is needed), then each follower
     alone = [m for m in ds.modalities if args.anchor in (None, m) or r.follower_init == "stage1"]
-    stages = [*(("alone", m) for m in alone), *(("guided", number) for number in range(len(ds.modalities) - 1))]
-    n_epochs = len(stages) * r.epochs
+    n_epochs = (len(alone) + len(ds.modalities) - 1) * r.epochs
 
-    # device, precision (of the encoders; all else is float32), seeds
-    if args.gpu is not None and not 0 <= args.gpu < torch.cuda.device_count():
-        raise DataError(f"--gpu {args.gpu}: this machine has {torch.cuda.device_count()} GPUs")
-    device = torch.device(f"cuda:{args.gpu or 0}" if torch.cuda.is_available() else "cpu")
-    precision = args.amp
-    if precision == "auto" and device.type == "cuda":           # before Ampere bfloat16 is emulated
-        precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(precision, torch.float32)
+    # device, precision of the encoders (all else is float32), seeds
+    device, dtype = pick_device(args.gpu, args.amp)
     amp = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")     # for determinism of cuBLAS
@@ -321,114 +335,97 @@ def main(argv=None):
     model = UDI(in_channels, n_classes).to(device)
     if device.type == "cuda" or dtype == torch.bfloat16:        # small float32 pictures lose by it
         model = model.to(memory_format=torch.channels_last)
+    encoders, heads = ({m: part for m, part in zip(model.modalities, parts)}
+                       for parts in (model.encoders, model.heads))
     optimizer = torch.optim.SGD(model.parameters(), r.lr, momentum=0.9, weight_decay=1e-4,
                                 fused=dtype != torch.float16)   # wrong after an overflow in step 1
+    fixed = None if r.interaction is None else torch.tensor(r.interaction, device=device)
 
-    encoders, heads = (dict(zip(model.modalities, part)) for part in (model.encoders, model.heads))
-
-    fixed = r.interaction and torch.tensor(r.interaction, device=device)
-
-    with claim(path):                                           # no other run of this name meanwhile
+    with claim(path):       # no other run of this name meanwhile
         if result := finished(path, config):
             print(f"{path}.json is finished: nothing to train")
             print_table(result)
             return result
 
-        # a checkpoint to go on from
-        log = []                                                # a record an epoch
-        if state := read_checkpoint(f"{path}.pt", device):
-            if state["config"] != config:
-                raise DataError(f"{path}.pt was made with another "
-                                f"{', '.join(differences(state['config'], config))}: choose another --out")
-            log = state["log"]
-            if len(log) < n_epochs and not args.resume:
-                raise DataError(f"{path}.pt is at epoch {len(log)} of {n_epochs}: --resume goes on, "
-                                "another --out starts anew")
+        # from the start, or on from a checkpoint
+        ds.check(r.batch_size)
+        log = []            # a record an epoch
+        if state := half_done(path, config, n_epochs, args.resume, device):
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             scaler.load_state_dict(state["scaler"])
             generator.set_state(state["generator"].cpu())
-        ds.check(r.batch_size)
-        print(f"{path.name}: {', '.join(f'{n} {part}' for part, n in sizes.items())} items of {n_classes} "
-              f"classes; {device}, {str(dtype).removeprefix('torch.')}; "
-              + (f"goes on after epoch {len(log)} of {n_epochs}" if log else
-                 f"{n_epochs} epochs" + ", nothing to resume" * args.resume), flush=True)
+            log = state["log"]
+        print(f"{path.name}: {sizes} items, {n_classes} classes; {dtype} on {device}; "
+              f"{n_epochs} epochs, {len(log) or 'none'} done before", flush=True)
 
-        # ---- training: stage 1, the choice of the anchor, stage 2 --------------------------------
-        anchor, choice = args.anchor, dict(anchor=args.anchor)
-        for stage, m in stages:
-            if stage == "guided" and anchor is None:
-                last = {e["modality"]: e["val"]["modality_heads"][e["modality"]] for e in log if e["stage"] == "alone"}
-                accuracy, entropy = ({m: s[key] for m, s in last.items()} for key in ("accuracy", "entropy"))
-                best = max(accuracy.values())
-                tolerance = math.sqrt(best * (1 - best) / sizes["val"])     # one standard error (U2)
-                anchor = choose_anchor(accuracy, entropy, tolerance)
-                choice = dict(anchor=anchor, accuracy=accuracy, entropy=entropy, tolerance=tolerance)
-                print("validation: " + ", ".join(f"{m} {accuracy[m]:.1%} at {entropy[m]:.2f} nats" for m in last)
-                      + f"; a near tie is within {tolerance:.1%}; anchor: {anchor}", flush=True)
-            if stage == "guided":
-                m = [name for name in ds.modalities if name != anchor][m]
-            seen = [e for e in log if (e["stage"], e["modality"]) == (stage, m)]
+        # ---- training: stage 1, the choice of the anchor, stage 2 ----------------------------------
+        choice = dict(anchor=args.anchor)
+        stages = [("alone", m) for m in alone]
+        for number in range(n_epochs // r.epochs):
+            if number == len(alone):
+                if choice["anchor"] is None:
+                    choice = choose(log, sizes["val"])
+                    print(f"the anchor: {choice}", flush=True)
+                stages += [("guided", m) for m in ds.modalities if m != choice["anchor"]]
+            stage, m = stages[number]
+            anchor = choice["anchor"] if stage == "guided" else None
+            curve = [e for e in log if (e["stage"], e["modality"]) == (stage, m)]      # of this stage
 
-            # a stage begins: a follower from scratch gets new weights; momentum starts from zero
-            if not seen:
+            # at its beginning: momentum from zero; a follower from scratch gets new weights
+            if not curve:
                 optimizer.state.clear()
                 if stage == "guided" and r.follower_init == "scratch":
                     torch.manual_seed(args.seed + 1 + model.modalities.index(m))
                     encoders[m].load_state_dict(Encoder(in_channels[m]).state_dict())
                     heads[m].reset_parameters()
 
-            # what is frozen is computed once: logits to average with, and the anchor's features of
-            # all training items if it is not augmented (U6)
-            frozen, anchor_outputs, used = {"val": {}, "test": {}}, None, ds
+            # what is frozen is computed once: the logits that the follower's are averaged with, and
+            # the anchor's features of all training items, unless they are augmented (U6)
+            frozen, anchor_z, seen = dict(val={}, test={}), None, ds.only(m)
             if stage == "guided":
-                done = [anchor, *{e["modality"]: 0 for e in log if e["stage"] == "guided" and e["modality"] != m}]
-                for part in frozen:
-                    if sizes[part]:
-                        z, _ = features_of(part, model, ds.only(*done), device, amp, r.batch_size)
-                        with torch.no_grad():
-                            frozen[part] = model.own_logits(z)
+                done = [anchor] + [name for s, name in stages[:number] if s == "guided"]
+                for part in [part for part in frozen if sizes[part]]:
+                    z, _ = features_of(part, model, ds.only(*done), device, amp, r.batch_size)
+                    with torch.no_grad():
+                        frozen[part] = model.own_logits(z)
                 if ds.modalities[anchor].kind in ("audio", "spectrogram"):
                     z, _ = features_of("train", model, ds.only(anchor), device, amp, r.batch_size)
-                    rows = torch.from_numpy(ds.indices("train")).to(device)
-                    anchor_outputs = z[anchor].new_full((len(ds.labels), z[anchor].shape[1]), torch.nan).index_copy_(0, rows, z[anchor])
+                    anchor_z = z[anchor].new_full((len(ds.labels), z[anchor].shape[1]), torch.nan)
+                    anchor_z[torch.from_numpy(ds.indices("train")).to(device)] = z[anchor]
+                else:
+                    seen = ds.only(*(name for name in ds.modalities if name in (anchor, m)))
 
-            for epoch in range(len(seen), r.epochs):
-                if r.patience and converged(seen, m, r):
+            for epoch in range(len(curve), r.epochs):
+                if r.patience and converged([e["val"]["modality_heads"][m]["accuracy"] for e in curve], r):
                     break
                 start = time.time()
                 lr = r.lr * 0.1 ** (epoch // r.lr_step)
                 optimizer.param_groups[0]["lr"] = lr
+                cosines = model.cosines[model.modalities.index(m)]
 
                 # one pass over the training items
-                model.eval()                                    # nothing frozen moves, BatchNorm included
+                model.eval()                    # what is frozen stays as it is, BatchNorm too
                 encoders[m].train()
-                cosines = model.cosines[model.modalities.index(m)]
-                batches = used.batches("train", r.batch_size, device, augment=True, generator=generator)
+                batches = seen.batches("train", r.batch_size, device, augment=True, generator=generator)
                 total = 0.0
                 for inputs, y, index in tqdm(batches, leave=False, disable=None, unit="batch"):
                     with amp:
                         z = encoders[m](inputs[m])                          # (B, 512)
                     logits = heads[m](z)
-                    loss, own_loss = {}, {m: F.cross_entropy(logits, y)}
+                    terms = [F.cross_entropy(logits, y)]
                     if stage == "guided":
-                        with torch.no_grad():
-                            if anchor_outputs is not None:
-                                z_anchor = anchor_outputs[index]
-                            else:
-                                with amp:
-                                    z_anchor = encoders[anchor](inputs[anchor])
-                            logits_anchor = heads[anchor](z_anchor)
-                        consistency = consistency_loss(logits_anchor, logits)
-                        complement = (linear_cka(z_anchor, z) if r.complement == "cka" else
-                                      complementary_loss(z_anchor, z, r.variance))
-                        # do they pull z_f where the task does? (these gradients pass through the head alone)
-                        new = alignment(*(torch.autograd.grad(term, z, retain_graph=True)[0]
-                                          for term in (own_loss[m], consistency, complement)))
-                        cosines.lerp_(new, 1 - SMOOTHING)
+                        with torch.no_grad(), amp:
+                            z_a = encoders[anchor](inputs[anchor]) if anchor_z is None else anchor_z[index]
+                        consistency = consistency_loss(heads[anchor](z_a), logits)
+                        complement = (complementary_loss(z_a, z, r.variance) if r.complement == "club"
+                                      else linear_cka(z_a, z))
+                        # the weights: does a term pull the features where the task does? (U4)
+                        grads = [torch.autograd.grad(term, z, retain_graph=True)[0]     # the head alone
+                                 for term in (terms[0], consistency, complement)]
+                        cosines.lerp_(alignment(*grads), 1 - SMOOTHING)
                         alpha, beta = (cosines / r.temperature).softmax(0) if fixed is None else fixed
-                        loss = {"consistency": alpha * consistency, "complement": beta * complement}
-                    terms = [*own_loss.values(), *loss.values()]
+                        terms += [alpha * consistency, beta * complement]
                     optimizer.zero_grad(set_to_none=True)
                     scaler.scale(sum(terms)).backward()
                     scaler.step(optimizer)
@@ -436,34 +433,33 @@ def main(argv=None):
                     total = total + torch.stack(terms).detach()     # no step waits for its value
                 mean = (total / len(batches)).tolist()
                 speed = len(batches) * r.batch_size / (time.time() - start)
+                if not math.isfinite(sum(mean)):
+                    raise FloatingPointError(f"{stage} {m}, epoch {epoch + 1}: losses {mean}; lower --lr, "
+                                             "or --amp off")
 
                 # evaluation; the test scores are recorded, and nothing is ever chosen by them
-                record = dict(stage=stage, modality=m, epoch=epoch, lr=lr,
-                              loss=dict(zip(loss, mean[1:])), modality_loss={m: mean[0]})
+                record = dict(stage=stage, modality=m, epoch=epoch, lr=lr, modality_loss={m: mean[0]},
+                              loss=dict(zip(("consistency", "complement"), mean[1:])))
                 if stage == "guided":
-                    record["interaction"] = dict(zip(("alpha", "beta", "cos_consistency", "cos_complement"),
-                                                     [float(alpha), float(beta), *cosines.tolist()]))
+                    names = ("alpha", "beta", "cos_consistency", "cos_complement")
+                    record["interaction"] = dict(zip(names, [float(alpha), float(beta), *cosines.tolist()]))
                 for part in ("val", "test"):
                     record[part] = {}
                     if sizes[part]:
                         z, y = features_of(part, model, ds.only(m), device, amp, r.batch_size)
                         with torch.no_grad():
                             own = model.own_logits(z)
-                        record[part] = dict(heads={}, modality_heads={m: scores(own[m], y)})
-                        if stage == "guided":
-                            fused = torch.stack([*frozen[part].values(), own[m]]).mean(0)
-                            record[part]["heads"]["fused"] = scores(fused, y)
-                if not math.isfinite(sum(mean) + record["test"]["modality_heads"][m]["entropy"]):
-                    raise FloatingPointError(f"{stage} {m}, epoch {epoch + 1}: a loss or an output is not "
-                                             f"finite, losses {mean}; lower --lr, or --amp off")
-                record.update(seconds=time.time() - start, items_per_second=speed)
-                log.append(record)
-                seen.append(record)
+                        fused = {} if stage == "alone" else {
+                            "fused": torch.stack([*frozen[part].values(), own[m]]).mean(0)}
+                        record[part] = dict(
+                            heads={head: scores(o, y) for head, o in fused.items()},
+                            modality_heads={m: scores(own[m], y)})
+                log.append({**record, "seconds": time.time() - start, "items_per_second": speed})
+                val = [score for group in record["val"].values() for score in group.items()]
                 print(f"{stage} {m} {epoch + 1}/{r.epochs} | loss", *(f"{value:.3f}" for value in mean), "| val",
-                      *(f"{head} {100 * s['accuracy']:.1f}" for group in record["val"].values()
-                        for head, s in group.items()), f"| {speed:.0f} items/s, "
-                      f"{(n_epochs - len(log)) * record['seconds']:.0f} s left", flush=True)
-
+                      *(f"{head} {100 * s['accuracy']:.1f}" for head, s in val), f"| {speed:.0f} items/s, "
+                      f"{(n_epochs - len(log)) * log[-1]['seconds']:.0f} s left", flush=True)
+                curve.append(log[-1])
                 # checkpoint, whole or not at all: what the next epoch, and a reader, depends on
                 state = dict(config=config, log=log, model=model.state_dict(),
                              optimizer=optimizer.state_dict(), scaler=scaler.state_dict(),
@@ -471,27 +467,26 @@ def main(argv=None):
                 with whole_file(f"{path}.pt") as file:
                     torch.save(state, file)
 
-        # ---- result ----------------------------------------------------------------------------
+        # ---- result ------------------------------------------------------------------------------
         z_train, y_train = features_of("train", model, ds, device, amp, r.batch_size)
         z, y = features_of("test", model, ds, device, amp, r.batch_size)
         with torch.no_grad():
-            groups = dict(zip(("heads", "modality_heads"), model.logits(z)))
+            groups = model.logits(z)
         probes = {m: probe(z_train[m], y_train, z[m], y) for m in z}
         result = dict(
             schema=2, **config, precision=str(dtype).removeprefix("torch."), answer=model.answer,
             command=[Path(__file__).name, *(sys.argv[1:] if argv is None else argv)],
-            **provenance(__file__, device),
-            seconds=sum(epoch["seconds"] for epoch in log),
-            **{f"n_{part}": size for part, size in sizes.items()}, classes=ds.classes,
-            **{group: {head: summarise(log, group, head) for head in heads}
-               for group, heads in groups.items()},
+            **provenance(__file__, device), seconds=sum(e["seconds"] for e in log),
+            **{f"n_{part}": n for part, n in sizes.items()}, classes=ds.classes,
+            **{group: {head: summarise(log, group, head) for head in logits}
+               for group, logits in groups.items()},
             probes={m: accuracy for m, (accuracy, _) in probes.items()},
-            probe_failures={m: why for m, (_, why) in probes.items() if why},
+            probe_failures={m: reason for m, (_, reason) in probes.items() if reason},
             choice=choice,
             test=dict(labels=y.tolist(), **{
                 group: {head: dict(predictions=o.argmax(1).tolist(),
                                    confidence=o.softmax(1).amax(1).tolist())
-                        for head, o in heads.items()} for group, heads in groups.items()}),
+                        for head, o in logits.items()} for group, logits in groups.items()}),
             epochs=log)
         with whole_file(f"{path}.json") as file:
             file.write(json.dumps(result).encode())
@@ -501,5 +496,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    with exit_codes("udi.py"):
+    with exit_codes(Path(__file__).name):
         main()

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from data import store, synthetic
-from data.batches import Batches
+from data.batches import Batches, pick_device
 from data.errors import DataError, exit_codes
-from data.files import claim, differences, finished, provenance, read_checkpoint
+from data.files import claim, finished, half_done, provenance
 from data.store import PARTS, whole_file
 
-__all__ = ["DataError", "Dataset", "claim", "differences", "exit_codes", "finished",
-           "open_dataset", "provenance", "read_checkpoint", "whole_file"]
+__all__ = ["DataError", "Dataset", "claim", "exit_codes", "finished", "half_done", "open_dataset",
+           "pick_device", "provenance", "whole_file"]
 
 HOW_TO_GET = {  # what a user downloads for `python -m data.prepare NAME --raw DIR`
     "cremad": "CREMA-D (github.com/CheyneyComputerScience/CREMA-D): AudioWAV/*.wav and VideoFlash/*.flv",
@@ -28,6 +28,8 @@ HOW_TO_GET = {  # what a user downloads for `python -m data.prepare NAME --raw D
     "ucf101": "UCF101 (www.crcv.ucf.edu/data/UCF101.php): UCF-101/<Class>/*.avi and ucfTrainTestlist/",
     "modelnet40": "ModelNet40 (modelnet.cs.princeton.edu): ModelNet40/<class>/{train,test}/*.off",
     "avmnist": "a clone of free-spoken-digit-dataset (github.com/Jakobovski/free-spoken-digit-dataset) and the MNIST idx files",
+    "avletters": "AVLetters (Matthews et al. 2002; to be requested from its authors): Lips/*.mat and "
+                 "Audio/mfcc/Clean/*.mfcc",
 }
 
 

@@ -11,12 +11,15 @@ kept as a log-mel spectrogram about as large as the image, so that a run takes a
 
 import functools
 import gzip
+import math
 import re
+import zlib
+from pathlib import Path
 
 import numpy as np
 
-from data.media import RATE, BadFile, read_audio
-from data.prepare import Index, Item, find_folder
+from data.media import RATE, read_audio
+from data.prepare import Index, Item, find_files, find_folder
 from data.store import DataError
 
 EXPECTED = {"full": (2700, 0, 300), "small": (240, 0, 300)}      # train, val, test
@@ -26,51 +29,70 @@ MEL = dict(n_fft=512, hop_length=256, f_max=4_000, n_mels=32)   # windows of 32 
 
 def index(raw, options):
     recordings = find_folder(raw, "recordings", "free-spoken-digit-dataset/recordings")
-    idx = {(part, what): find_idx(raw, f"{stem}-{what}-idx{3 if what == 'images' else 1}-ubyte")
-           for part, stem in (("train", "train"), ("test", "t10k")) for what in ("images", "labels")}
     items, full, small = [], {}, {}
-    for path in sorted(recordings.glob("*.wav")):
-        match = re.fullmatch(r"(\d)_(\w+)_(\d+)", path.stem)
+    for path in find_files(recordings, "*.[wW][aA][vV]"):
+        match = re.fullmatch(r"(\d)_(\w+)_(\d+)", path.stem, re.ASCII)
         if not match:
             raise DataError(f"{path} is not named {{digit}}_{{speaker}}_{{index}}.wav")
         digit, speaker, number = int(match[1]), match[2], int(match[3])
+        items.append(Item(path.stem, digit, speaker, [str(path)]))
         full[path.stem] = 2 if number < 5 else 0
         if number < 9:
             small[path.stem] = full[path.stem]
-        images = idx["test" if number < 5 else "train", "images"]
-        items.append(Item(path.stem, digit, speaker, [str(path), str(images)]))
     rng = np.random.default_rng(0)      # of each part and digit, other images for other recordings
-    for part in ("train", "test"):
-        digits = read_idx(idx[part, "labels"], 1)
+    for part, stem in ((0, "train"), (2, "t10k")):
+        images, labels = find_idx(raw, f"{stem}-images", 3), find_idx(raw, f"{stem}-labels", 1)
+        digits, pictures = read_idx(labels, 1), read_idx(images, 3)
+        if len(pictures) != len(digits) or pictures.shape[1:] != (28, 28) or digits.max() > 9:
+            raise DataError(f"{images} and {labels} do not go together: images {pictures.shape}, "
+                            f"{len(digits)} labels from {digits.min()} to {digits.max()}")
         for digit in range(10):
-            of_part = [item for item in items if item.label == digit and (full[item.id] == 2) == (part == "test")]
-            images = rng.permutation(np.flatnonzero(digits == digit))
-            for item, image in zip(of_part, images):
-                item.detail["image"] = int(image)
-    modalities = {"audio": {"kind": "spectrogram", "shape": (1, MEL["n_mels"], 1 + SAMPLES // MEL["hop_length"])},
+            of_part = [item for item in items if item.label == digit and full[item.id] == part]
+            chosen = rng.permutation(np.flatnonzero(digits == digit))
+            if len(chosen) < len(of_part):
+                raise DataError(f"{labels} has {len(chosen)} images of a {digit}, there are "
+                                f"{len(of_part)} recordings of it")
+            for item, image in zip(of_part, chosen):
+                item.files.append(str(images))
+                item.detail = {"image": int(image)}
+    modalities = {"audio": {"kind": "spectrogram",
+                            "shape": (1, MEL["n_mels"], 1 + SAMPLES // MEL["hop_length"])},
                   "image": {"kind": "rgb", "shape": (1, 1, 28, 28), "scale": (0.6, 1.0), "flip": False}}
-    return Index(items, [str(d) for d in range(10)], modalities, {"full": full, "small": small},
-                 EXPECTED)
+    splits = {"full": full, "small": small}
+    return Index(items, [str(digit) for digit in range(10)], modalities, splits, EXPECTED)
 
 
-def find_idx(raw, name):
-    for folder in (raw, raw / "MNIST", raw / "mnist", raw / "MNIST/raw"):
-        for path in (folder / name, folder / f"{name}.gz"):
-            if path.exists():
-                return path
-    raise DataError(f"{raw} has no {name}(.gz): put the four MNIST files there")
+def find_idx(raw, stem, dimensions):
+    """The path of an idx file of that many dimensions, which has one of several names. Raises DataError."""
+    names = [f"{stem}{mark}idx{dimensions}-ubyte{end}" for mark in "-." for end in ("", ".gz")]
+    for folder in ("", "MNIST", "mnist", "MNIST/raw"):
+        for name in names:
+            if (raw / folder / name).is_file():
+                return raw / folder / name
+    raise DataError(f"{raw} has no {names[0]}(.gz): put the four MNIST files there")
 
 
 @functools.lru_cache(maxsize=4)
 def read_idx(path, dimensions):
-    """An MNIST file: uint8 array. Raises DataError."""
+    """An MNIST file, gzipped or not, whatever its name says: uint8 array. Raises DataError.
+
+    Its first four bytes are 0, 0, 8 (uint8) and the number of dimensions, then each size as a big-endian int32.
+    """
     try:
-        with (gzip.open if str(path).endswith(".gz") else open)(path, "rb") as file:
-            data = file.read()
-        shape = np.frombuffer(data, ">i4", dimensions, 4)
-        return np.frombuffer(data, np.uint8, int(np.prod(shape)), 4 + 4 * dimensions).reshape(shape)
-    except (OSError, EOFError, ValueError) as error:
+        data = Path(path).read_bytes()
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is no whole MNIST file: {error}") from None
+    start = 4 + 4 * dimensions
+    if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) < start:
+        raise DataError(f"{path} is no MNIST file of {dimensions} dimensions: it begins with "
+                        f"{data[:4].hex(' ')}")
+    shape = np.frombuffer(data, ">i4", dimensions, 4).astype(int)
+    if (shape < 1).any() or math.prod(shape.tolist()) != len(data) - start:
+        raise DataError(f"{path} is no whole MNIST file: {len(data) - start} bytes for "
+                        f"{' x '.join(map(str, shape))}")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
 def decode(item, options):
@@ -80,8 +102,6 @@ def decode(item, options):
     from torchaudio.transforms import MelSpectrogram
     wav, images = item.files
     sound = read_audio(wav)[:SAMPLES]
-    if "image" not in item.detail:
-        raise BadFile(images, f"has no image left for {item.id}")
     picture = read_idx(images, 3)[item.detail["image"]]
     sound = np.pad(sound, (0, SAMPLES - len(sound))).astype(np.float32) / 32768
     spectrogram = np.log(MelSpectrogram(RATE, **MEL)(torch.from_numpy(sound)).numpy() + 1e-7)

@@ -20,6 +20,24 @@ IMAGENET = {1: ([0.449], [0.226]), 3: ([0.485, 0.456, 0.406], [0.229, 0.224, 0.2
 FLOW_STD = 0.226                             # the scale TSN gives to flow pictures in [0, 1]
 
 
+def pick_device(gpu=None, amp="auto"):
+    """--gpu and --amp -> the device, and the precision of the networks there.
+
+    gpu  its number; None: the first GPU, or the CPU where there is none
+    amp  bf16, fp16, off (float32), or auto: bfloat16 on a GPU, float16 before Ampere, float32 on a CPU
+    Raises DataError for a GPU that is not there.
+    """
+    if gpu is not None and not 0 <= gpu < torch.cuda.device_count():
+        raise DataError(f"--gpu {gpu}: this machine has {torch.cuda.device_count()} GPUs")
+    if not torch.cuda.is_available():
+        device, best = torch.device("cpu"), "off"
+    else:
+        device = torch.device("cuda", gpu or 0)
+        best = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    precisions = dict(bf16=torch.bfloat16, fp16=torch.float16, off=torch.float32)
+    return device, precisions[best if amp == "auto" else amp]
+
+
 @functools.cache          # constants are sent to the device once: a step must not wait for them
 def imagenet(channels, device):
     """ImageNet's mean and std for pictures in [0, 255]: (2, channels, 1, 1)."""

@@ -26,20 +26,29 @@ def claim(path):
                         "--out") from None
 
 
-def read_checkpoint(path, device="cpu"):
-    """What `torch.save` wrote to a file; nothing in it is executed. None if there is no file.
+def half_done(path, config, n_epochs, resume, device="cpu"):
+    """The checkpoint at <path>.pt to go on from; None if there is none. Nothing in it is executed.
 
-    Raises DataError for a file that is cut or in which a bit has changed: torch alone would load the latter.
+    Raises DataError if it is of another config, if `resume` was not asked for, or if it is damaged: cut,
+    or with a bit changed, which torch alone would load.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(f"{path}.pt") as archive:
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"{damaged} in it has changed")
-        return torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(f"{path}.pt", map_location=device, weights_only=True)
+        then, done = state["config"], len(state["log"])
     except FileNotFoundError:
         return None
     except Exception as error:      # torch and zipfile raise many kinds for a damaged file
-        raise DataError(f"{path} is damaged ({type(error).__name__}): remove it to start anew") from error
+        raise DataError(f"{path}.pt is damaged ({type(error).__name__}): remove it to start anew") from error
+    if then != config:
+        raise DataError(f"{path}.pt is of another run: {', '.join(differences(then, config))}; choose "
+                        "another --out")
+    if not resume:
+        raise DataError(f"{path}.pt is at epoch {done} of {n_epochs}: --resume goes on, another --out "
+                        "starts anew")
+    return state
 
 
 def differences(then, now):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 RATE = 16_000
+COLOURS = (0, 1, 3, 4)    # numbers behind a face's corners in OFF: none, an index, RGB, RGBA
 HELD = 256 * 2 ** 20      # bytes of decoded frames that are kept until it is known which are wanted
 
 
@@ -167,25 +168,39 @@ def resize(picture, size=256):
 def read_off(path):
     """A mesh in OFF: vertices (V, 3) float64 and triangles (F, 3) int. Polygons become fans of triangles.
 
-    Reads what ModelNet40 holds: a header glued to the counts (`OFF490 518 0`), comments, faces with more than three
-    corners or with colours behind them. Faces that are lines or points are dropped.
+    Reads what ModelNet40 holds: a header glued to the counts (`OFF490 518 0`), comments, faces with
+    more than three corners or with a colour behind them. Faces that are lines or points are dropped.
+    Raises BadFile, also where the header's counts are not those of the lines.
     """
     check_file(path)
     text = Path(path).read_text(encoding="ascii", errors="replace")
     lines = [line for line in (raw.split("#", 1)[0].strip() for raw in text.splitlines()) if line]
     if not lines or not lines[0].upper().startswith("OFF"):
         raise BadFile(path, "is no OFF mesh: it does not begin with OFF")
-    lines = [line for line in (lines[0][3:].strip(), *lines[1:]) if line]        # a glued header becomes two lines
+    rows = [row for row in (lines[0][3:].split(), *map(str.split, lines[1:])) if row]
     try:
-        n_vertices, n_faces = (int(count) for count in lines[0].split()[:2])
-        faces = [line.split() for line in lines[1 + n_vertices:1 + n_vertices + n_faces]]
-        if n_vertices < 0 or n_faces < 0 or len(faces) < n_faces or any(len(face) <= int(face[0]) for face in faces):
-            raise BadFile(path, f"is cut off: {len(lines) - 1} lines for {n_vertices} vertices and {n_faces} faces")
-        vertices = np.array([line.split()[:3] for line in lines[1:1 + n_vertices]], dtype=np.float64).reshape(-1, 3)
-        triangles = np.array([(face[1], face[i], face[i + 1]) for face in faces for i in range(2, int(face[0]))],
+        n_vertices, n_faces = (int(count) for count in rows[0][:2])
+        corners, faces = rows[1:1 + n_vertices], rows[1 + n_vertices:]
+        counted = f"{len(rows) - 1} lines for {n_vertices} vertices and {n_faces} faces"
+        if min(n_vertices, n_faces) < 0 or len(faces) < n_faces:
+            raise BadFile(path, f"is cut off: {counted}")
+        if len(faces) > n_faces:
+            raise BadFile(path, f"has more than its header says: {counted}")
+        if any(len(row) != 3 for row in corners):
+            raise BadFile(path, f"has a line among its {n_vertices} vertices that is not x y z: its "
+                                "header may count wrongly")
+        if faces and len(faces[-1]) <= int(faces[-1][0]):
+            raise BadFile(path, "is cut off: its last face lacks corners")
+        if not all(int(row[0]) > 0 and len(row) - 1 - int(row[0]) in COLOURS for row in faces):
+            raise BadFile(path, f"has a line among its {n_faces} faces that is none: its header may "
+                                "count wrongly")
+        vertices = np.array(corners, dtype=np.float64).reshape(-1, 3)
+        triangles = np.array([(row[1], row[i], row[i + 1])
+                              for row in faces for i in range(2, int(row[0]))],
                              dtype=np.int64).reshape(-1, 3)
     except (ValueError, IndexError):
-        raise BadFile(path, "is no OFF mesh: a count, a coordinate or a face is not what it should be") from None
+        raise BadFile(path, "is no OFF mesh: a count, a coordinate or a face is not what it should "
+                            "be") from None
     if len(triangles) == 0:
         raise BadFile(path, "has no faces")
     if triangles.min() < 0 or triangles.max() >= n_vertices:
@@ -198,10 +213,18 @@ def read_off(path):
 def render(vertices, triangles, azimuth, elevation=30, size=256):
     """A shaded grey picture of a mesh on white, from `azimuth` and `elevation` in degrees: uint8 (1, size, size).
 
-    z is up; azimuth 0 looks from the front, 180 from the rear. Orthographic, the mesh's sphere fills the picture. Flat
-    shading on both sides of a face (ModelNet's faces do not agree on which is out), twice supersampled. Raises ValueError
-    for a mesh without extent. Scan lines of all triangles are rasterised at once, the nearest fragment wins its pixel.
+    z is up; azimuth 0 looks from the side of negative y, 180 from the opposite one. Orthographic; the
+    sphere around all that can be seen fills the picture: neither vertices that no face uses count, nor
+    faces with two corners at one place. Flat shading on both sides of a face (ModelNet's faces do not
+    agree on which is out), twice supersampled. Raises ValueError for a mesh without extent. Scan lines
+    of all triangles are rasterised at once, the nearest fragment wins its pixel.
     """
+    p, q, r = vertices[triangles].swapaxes(0, 1)
+    apart = (p != q).any(1) & (q != r).any(1) & (r != p).any(1)
+    if not apart.any():
+        raise ValueError("has no extent")
+    used, triangles = np.unique(triangles[apart], return_inverse=True)
+    vertices, triangles = vertices[used], triangles.reshape(-1, 3)      # NumPy 2.0 returns it flat
     centre = vertices.max(0) / 2 + vertices.min(0) / 2
     points = (vertices - centre) / max(np.abs(vertices - centre).max(), 1e-300)     # first to 1: squares stay finite
     radius = np.sqrt((points ** 2).sum(1).max())

@@ -1,46 +1,73 @@
-"""ModelNet40: 12,311 meshes of 40 kinds of object; a front and a rear view.
+"""ModelNet40: 12,311 meshes of 40 kinds of object, seen from two opposite sides.
 
-Raw, one of: ModelNet40/<class>/{train,test}/<name>.off, rendered here (elevation 30, azimuth 0 and 180), or the twelve
-shaded PNGs an object, <class>/{train,test}/<name>.obj.shaded_v001.png (front) and _v007.png (rear), also when numbered
-from v0000. One grey channel: the renders have no colour.
+Raw, one of: ModelNet40/<class>/{train,test}/<name>.off, rendered here (elevation 30; `front` is
+azimuth 0, `rear` 180), or the twelve shaded PNGs an object, <class>/{train,test}/<name>.obj.
+shaded_v001.png to _v012.png, of which the first and the seventh are taken (`view1`, `view7`), also
+when numbered from v0000. Which of these is an object's front is not known: of the one object that
+could be compared, bed_0001, the first was the rear. One grey channel: the renders have no colour.
 
 official = clean  9,843 / 2,468 as the folders say; no object stands in both
 """
 
 import re
 
-from data.media import BadFile, read_off, read_picture, render, resize
-from data.prepare import Index, Item
+from data.media import BadFile, check_file, read_off, read_picture, render, resize
+from data.prepare import Index, Item, find_files
 from data.store import DataError
 
 EXPECTED = {"official": (9843, 0, 2468)}       # train, val, test
-PNG = re.compile(r"(.+)\.obj[._]\w*shaded_v(\d+)\.png")
+VIEWS = 12                                     # an object, evenly spaced: the seventh is opposite the first
+PNG = re.compile(r"(.+)\.obj[._]\w*shaded_v(\d+)\.png", re.IGNORECASE)
 
 
 def index(raw, options):
     home = raw / "ModelNet40" if (raw / "ModelNet40").is_dir() else raw
-    found = {}                                                     # (class, part, name): {view number: file}
-    for path in home.glob("*/*/*.*"):
+    meshes, views = {}, {}              # (class, part, name): {0: mesh}, {number of the view: PNG}
+    for path in find_files(home, "*/*/*.*"):
         kind, part = path.parts[-3:-1]
-        png = PNG.fullmatch(path.name)
-        if part in ("train", "test") and path.suffix == ".off":
-            found.setdefault((kind, part, path.stem), {})["off"] = path
-        elif part in ("train", "test") and png:
-            found.setdefault((kind, part, png[1]), {})[int(png[2])] = path
-    if not found:
+        png, mesh = PNG.fullmatch(path.name), path.suffix.lower() == ".off"
+        if part not in ("train", "test") or not (png or mesh):
+            continue
+        key, number = (kind, part, png[1] if png else path.stem), int(png[2]) if png else 0
+        files = (views if png else meshes).setdefault(key, {})
+        if files.setdefault(number, path) != path:
+            raise DataError(f"{files[number]} and {path} are the same of one object: remove one")
+    if not meshes and not views:
         raise DataError(f"{raw} holds neither <class>/{{train,test}}/*.off nor the twelve-view PNGs")
-    classes, items = sorted({key[0] for key in found}), []
-    first = min((number for views in found.values() for number in views if number != "off"), default=None)
-    for (kind, part, name), views in found.items():
-        if "off" in views:
-            files = [str(views["off"])]
-        else:                                                      # the view opposite is six of twelve further on
-            stem = str(next(iter(views.values())))
-            files = [re.sub(r"_v(\d+)\.png$", lambda m: f"_v{number:0{len(m[1])}d}.png", stem) for number in (first, first + 6)]
+    if meshes and views:
+        raise DataError(f"{home} holds {len(meshes)} meshes and the rendered views of {len(views)} "
+                        "objects: put one kind elsewhere, so that it is known which is meant")
+
+    numbers = [0] if meshes else [number + start_of(views) for number in range(VIEWS)]
+    notes = []
+    if views and set().union(*views.values()) == {numbers[0], numbers[VIEWS // 2]}:
+        numbers = [numbers[0], numbers[VIEWS // 2]]
+        notes = [f"each object has views {numbers[0]} and {numbers[1]} alone: these are taken as the "
+                 f"first and the seventh of {VIEWS}, which look from opposite sides"]
+    classes, items = sorted({kind for kind, _, _ in meshes or views}), []
+    for (kind, part, name), files in (meshes or views).items():
+        if not set(files) <= set(numbers):
+            raise DataError(f"{kind}/{part}/{name} has views {min(files)} to {max(files)}, not "
+                            f"{numbers[0]} to {numbers[-1]}: only of {VIEWS} views is the seventh "
+                            "opposite the first")
+        some = str(next(iter(files.values())))      # tells the name of one that is missing
+        files = [str(files.get(number, numbered(some, number))) for number in numbers]
         items.append(Item(f"{kind}/{part}/{name}", classes.index(kind), name, files))
     official = {item.id: 0 if "/train/" in item.id else 2 for item in items}
-    modalities = {side: {"kind": "view", "shape": (1, 1, 256, 256)} for side in ("front", "rear")}
-    return Index(items, classes, modalities, {"official": official, "clean": official}, EXPECTED)
+    modalities = {name: {"kind": "view", "shape": (1, 1, 256, 256)}
+                  for name in (("front", "rear") if meshes else ("view1", "view7"))}
+    splits = {"official": official, "clean": official}
+    return Index(items, classes, modalities, splits, EXPECTED, notes=notes)
+
+
+def start_of(views):
+    """The number of an object's first view: published sets begin at 0 or at 1."""
+    return min(1, *(number for files in views.values() for number in files))
+
+
+def numbered(path, number):
+    """The name of another view: v001 -> v007, v0000 -> v0006."""
+    return re.sub(r"\d+(?=\.png$)", lambda m: f"{number:0{len(m[0])}}", path, flags=re.IGNORECASE)
 
 
 def decode(item, options):
@@ -52,6 +79,8 @@ def decode(item, options):
             raise BadFile(item.files[0], str(error)) from None
         if min(view.min() for view in views) == 255:
             raise BadFile(item.files[0], "shows nothing: too thin, or a corner far away from all others")
-    else:
-        views = [resize(read_picture(path, "L")) for path in item.files]
-    return {"front": views[0][None], "rear": views[1][None]}, None
+        return {"front": views[0][None], "rear": views[1][None]}, None
+    for path in item.files:        # an object that lacks a view is not whole
+        check_file(path)
+    first, seventh = (resize(read_picture(item.files[at], "L")) for at in (0, len(item.files) // 2))
+    return {"view1": first[None], "view7": seventh[None]}, None

@@ -36,6 +36,7 @@ from data.errors import DataError, exit_codes
 from data.media import BadFile
 from data.store import KINDS, PARTS, PICTURES, UNUSED, plain
 
+CLASSES = {"cremad": 6, "ave": 28, "ucf101": 101, "modelnet40": 40, "avmnist": 10, "avletters": 26}
 TODO, DONE, BAD = 0, 1, 2
 TIME_LIMIT = 600      # seconds for one item; TV-L1 flow, the slowest, takes a tenth of it on a slow core
 
@@ -107,6 +108,20 @@ def check_complete(index, name, skip_bad):
             raise DataError(f"{name}, split {split}: the complete download has {expected[0]} train, {expected[1]} val and "
                             f"{expected[2]} test items, here are {found[0]}, {found[1]} and {found[2]}. Complete the "
                             "download, or pass --skip-bad to go on with what is there")
+
+
+def check_classes(index, name, left_out=()):
+    """Raise DataError unless there are as many classes as the dataset has, each with train items in each split."""
+    if index.expected and len(index.classes) != CLASSES[name]:
+        raise DataError(f"{name} has {CLASSES[name]} classes, here are {len(index.classes)}: "
+                        f"{', '.join(map(plain, index.classes)):.300}")
+    for split, codes in index.splits.items():
+        train = {item.label for item in index.items
+                 if codes.get(item.id) == PARTS["train"] and item.id not in left_out}
+        for label, kind in enumerate(index.classes):
+            if label not in train:
+                raise DataError(f"{name}, split {split}: class {plain(kind)!r} has no train items: is it "
+                                "misspelt in one of the lists, or is the download half there?")
 
 
 def keep_first(index, limit):
@@ -268,6 +283,7 @@ def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=F
         keep_first(index, limit)
     else:
         check_complete(index, name, skip_bad)
+        check_classes(index, name)
     for note in index.notes:
         print(f"note: {note}")
 
@@ -297,6 +313,8 @@ def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=F
             raise DataError(f"{len(reasons)} items cannot be used (listed above); everything else is done and kept. Mend them "
                             "and run the same command again, or pass --skip-bad to go on without them")
 
+    if not limit:
+        check_classes(index, name, left_out=reasons)
     splits = {split: np.array([UNUSED if item.id in reasons else codes.get(item.id, UNUSED) for item in index.items], np.uint8)
               for split, codes in index.splits.items()}
     modalities = {}

@@ -35,11 +35,14 @@ UNUSED = 255
 KINDS = {  # kind: (dtype, dimensions of the array)
     "audio": (np.int16, 2),        # (N, L) mono waveform at 16 kHz
     "rgb": (np.uint8, 5),          # (N, T, C, H, W), C = 1 or 3
-    "view": (np.uint8, 5),         # (N, 1, C, H, W)
+    "view": (np.uint8, 5),         # (N, 1, C, H, W), C = 1 or 3
     "flow": (np.uint8, 5),         # (N, T, 2, H, W), 127.5 = no motion
     "spectrogram": (np.float16, 4),  # (N, C, F, L) precomputed features
 }
-PICTURES = ("rgb", "view", "flow")
+CHANNELS = {"rgb": (1, 3), "view": (1, 3), "flow": (2,)}
+PICTURES = tuple(CHANNELS)
+WINDOW = 512                # samples: what `data.batches.log_spectrogram` needs at least
+NAME = r"[a-z][a-z0-9_]*"   # of a modality: it becomes a file's
 LARGEST = 4096              # pixels, height or width that pictures are enlarged to; as stored they may be larger
 LARGEST_TEXT = 1 << 28      # bytes of meta.json or ids.txt
 LINE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")     # text that a terminal and UTF-8 can show
@@ -84,43 +87,67 @@ class Modality:
 
 
 def modality(kind, array, **options):
-    """A checked Modality. Raises DataError for a kind, dtype, shape or option that does not fit."""
-    if kind not in KINDS:
-        raise DataError(f"kind {kind!r} is none of {', '.join(KINDS)}")
-    dtype, ndim = KINDS[kind]
+    """A checked Modality: what `data.batches` and an encoder can take. Raises DataError for anything else.
+
+    NumPy's scalars and arrays serve as options, and become Python's numbers and lists.
+    """
+    if kind not in list(KINDS):
+        raise DataError(f"kind {kind!r:.60} is none of {', '.join(KINDS)}")
+    (dtype, ndim), array = KINDS[kind], np.asanyarray(array)
     if array.dtype != dtype or array.ndim != ndim:
         raise DataError(f"kind {kind!r} is stored as {np.dtype(dtype)} with {ndim} dimensions, "
                         f"this array is {array.dtype} of shape {array.shape}")
     if 0 in array.shape:
         raise DataError(f"the array is empty: shape {array.shape}")
-    if kind == "rgb" and array.shape[2] not in (1, 3) or kind == "flow" and array.shape[2] != 2:
-        raise DataError(f"kind {kind!r} cannot have {array.shape[2]} channels (array of shape {array.shape})")
+    if kind in CHANNELS and array.shape[2] not in CHANNELS[kind]:
+        raise DataError(f"kind {kind!r} cannot have {array.shape[2]} channels: it has "
+                        f"{' or '.join(map(str, CHANNELS[kind]))} (array of shape {array.shape})")
+    if kind == "audio" and array.shape[1] < WINDOW:
+        raise DataError(f"sound of {array.shape[1]} samples is shorter than a window of {WINDOW}")
     unknown = set(options) - set(Modality.OPTIONS[kind]) - ({"frame"} if kind in PICTURES else set())
     if unknown:
         raise DataError(f"kind {kind!r} has no option {', '.join(sorted(map(repr, unknown)))}")
+    frame = options.pop("frame", None)
+    options = {key: python(value) for key, value in options.items()}
+
+    def refuse(key, why):
+        raise DataError(f"{key} is {options[key]!r:.60}, {why}")
+
     if kind in PICTURES:
-        height, width = array.shape[-2:]
-        default = (224, 224) if (height, width) == (256, 256) else (height, width)
-        options["size"] = options.get("size") or default
+        stored = array.shape[-2:]
+        options["size"] = options.get("size") or ((224, 224) if stored == (256, 256) else stored)
         options["scale"] = options.get("scale", (0.08, 1.0))
         for key in ("size", "scale"):
             if not isinstance(options[key], (tuple, list)) or len(options[key]) != 2:
-                raise DataError(f"{key} is {options[key]!r:.60}, not a pair")
-            options[key] = tuple(options[key])
-        if not all(isinstance(side, int) and 0 < side <= max(LARGEST, *array.shape[-2:]) for side in options["size"]):
-            raise DataError(f"size {options['size']!r:.60} is not a height and a width in pixels, at most {LARGEST}")
+                refuse(key, "not a pair")
+            options[key] = tuple(map(python, options[key]))
+        if not all(type(side) is int and 0 < side <= max(LARGEST, *stored) for side in options["size"]):
+            refuse("size", f"not a height and a width in pixels, at most {LARGEST}")
         smallest, largest = options["scale"]
-        if not (isinstance(smallest, (int, float)) and isinstance(largest, (int, float)) and 0 < smallest <= largest <= 1):
-            raise DataError(f"scale {options['scale']!r:.60} is not 0 < smallest <= largest <= 1")
+        if not (is_number(smallest) and is_number(largest) and 0 < smallest <= largest <= 1):
+            refuse("scale", "not 0 < smallest <= largest <= 1")
     for key in {"flip", "standardize"} & set(options):
         if not isinstance(options[key], bool):
-            raise DataError(f"{key} is {options[key]!r:.60}, neither true nor false")
+            refuse(key, "neither true nor false")
     for key in {"mean", "std"} & set(options):
-        if not isinstance(options[key], (int, float)) or not abs(options[key]) < 1e30:
-            raise DataError(f"{key} is {options[key]!r:.60}, not a finite number")
-    if kind == "spectrogram" and not options.get("std", 1.0) > 0:
-        raise DataError(f"std {options['std']} is not above 0")
-    return Modality(kind, array, **options)
+        if not is_number(options[key]):
+            refuse(key, "not a finite number")
+    if kind == "spectrogram":
+        mean, std = options.get("mean", 0.0), options.get("std", 1.0)
+        if not std > 0:
+            refuse("std", "not above 0")
+        if (abs(mean) + float(np.finfo(dtype).max)) / std > 1e38:
+            refuse("std", f"so small that features over it, less mean {mean:g}, are no float32 numbers")
+    return Modality(kind, array, **options, frame=None if frame is None else np.asanyarray(frame))
+
+
+def python(value):
+    """NumPy's scalars and arrays as Python's numbers and lists, anything else as it is."""
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
+
+
+def is_number(value):
+    return type(value) in (int, float) and abs(value) < 1e30
 
 
 def plain(text):
@@ -144,11 +171,15 @@ def check_items(modalities, labels, splits, classes, ids, groups=None):
     if not modalities or n == 0:
         raise DataError("there are no modalities" if not modalities else "there are no items")
     for name, mod in modalities.items():
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in ("label", "group"):
-            raise DataError(f"modality name {name!r:.60}: use a-z, 0-9 and _, not label or group (it becomes a file name)")
+        if not isinstance(name, str) or not re.fullmatch(NAME, name):
+            raise DataError(f"modality name {name!r:.60}: use a to z, 0 to 9 and _, a letter first")
+        if name in ("label", "group"):
+            raise DataError(f"modality name {name!r}: {name}.npy holds the items' {name}s, so choose another")
         if len(mod.array) != n:
             raise DataError(f"modality {name!r} has {len(mod.array)} items, there are {n} ids")
-        if mod.frame is not None and (mod.frame.shape != (n, 2) or mod.frame.dtype.kind not in "iu" or mod.frame.min() < 1):
+        frame = mod.frame
+        if frame is not None and (frame.shape != (n, 2) or frame.dtype.kind not in "iu"
+                                  or not 0 < frame.min() <= frame.max() < 2 ** 31):
             raise DataError(f"frame of modality {name!r} must hold height and width in pixels for {n} items")
     if not all(isinstance(name, str) and LINE.fullmatch(name) for name in classes):
         raise DataError("classes: each name must be one line of text")
@@ -160,7 +191,7 @@ def check_items(modalities, labels, splits, classes, ids, groups=None):
     if not splits:
         raise DataError("there is no split")
     for name, split in splits.items():
-        if not re.fullmatch(r"[a-z0-9_]+", name):
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9_]+", name):
             raise DataError(f"split name {name!r:.60}: use a-z, 0-9 and _ (it becomes a file name)")
         if split.shape != (n,) or split.dtype.kind not in "iu" or not np.isin(split, [*PARTS.values(), UNUSED]).all():
             raise DataError(f"split {name!r} must hold 0 (train), 1 (val), 2 (test) or 255 (unused) for {n} items")
@@ -199,13 +230,14 @@ def sha256(path, progress=lambda n: None):
 def write(folder, modalities, labels, splits, classes, ids, groups=None):
     """Write a prepared folder from arrays in memory.
 
-    modalities  {name: dict(kind=..., array=..., options of Modality)}
+    modalities  {name: dict(kind=..., array=..., options of Modality)}; a name is any of a to z, 0 to 9
+                and _, a letter first, but not label or group, whose files stand beside <name>.npy
     labels      (N,) int; classes: list of their names
     splits      {name: (N,) uint8 of 0 train, 1 val, 2 test, 255 unused}
     ids         N different strings; groups: (N,) int or None
     Returns the folder's Path. Raises DataError, and leaves nothing behind, if the arrays do not fit together.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if folder.exists():
         raise DataError(f"{folder} exists already: remove it or choose another name")
     labels, splits = np.asarray(labels), {name: np.asarray(split) for name, split in splits.items()}
@@ -347,6 +379,7 @@ def read(folder):
     Raises DataError, naming the file, for whatever is missing or does not agree with meta.json. The arrays' bytes are not
     looked at, apart from labels, groups and splits: `python -m data.verify` does that.
     """
+    folder = Path(folder).expanduser()
     meta, modalities = read_meta(folder), {}
     ids, labels = read_text(folder, "ids.txt").splitlines(), read_array(folder, "label.npy")
     splits = {name: read_array(folder, f"split.{name}.npy") for name in meta["splits"]}

@@ -95,7 +95,7 @@ READ = {       # what `open_dataset` refuses by itself, and what it says
     "another shape": (lambda f: edit(f, lambda m: m["modalities"]["audio"].update(shape=[8, 1, 8, 9])),
                       "meta.json says otherwise"),
     "no such option": (lambda f: edit(f, lambda m: m["modalities"]["audio"].update(array="x")), "has unknown options"),
-    "a std of 0": (lambda f: edit(f, lambda m: m["modalities"]["audio"].update(std=0)), "std 0 is not above 0"),
+    "a std of 0": (lambda f: edit(f, lambda m: m["modalities"]["audio"].update(std=0)), "std is 0, not above 0"),
     "a mean that is no number": (lambda f: edit(f, lambda m: m["modalities"]["audio"].update(mean=float("nan"))),
                                  "mean is nan, not a finite number"),
     "pictures of 10 TB": (lambda f: edit(f, lambda m: m["modalities"]["image"].update(size=[10 ** 6, 10 ** 6])), "at most 4096"),

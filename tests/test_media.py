@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import raw
+from conftest import REAL
 
 from data import media
 from data.media import BadFile
@@ -100,7 +101,14 @@ def test_off_with_colours_and_degenerate_faces(tmp_path):
     ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1\n", "is cut off"), ("OFF\n3 1 0\n0 0 0\n1 x 0\n0 1 0\n3 0 1 2\n", "no OFF mesh"),
     ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 7\n", "none of its 3 vertices"), ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 -1\n", "none of its"),
     ("OFF\n3 0 0\n0 0 0\n1 0 0\n0 1 0\n", "has no faces"), ("OFF\n3 1 0\n0 0 nan\n1 0 0\n0 1 0\n3 0 1 2\n", "not finite"),
-    ("OFF\n-3 1 0\n", "cut off"), ("OFF\n3 1 0\n0 0\n1 0 0\n0 1 0\n3 0 1 2\n", "no OFF mesh"),
+    ("OFF\n-3 1 0\n", "cut off"), ("OFF\n3 1 0\n0 0\n1 0 0\n0 1 0\n3 0 1 2\n", "that is not x y z"),
+    # counts that are not those of the lines: a face among the vertices, a vertex among the faces, more, fewer
+    ("OFF\n4 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n3 0 2 1\n", "that is not x y z: its header may count wrongly"),
+    ("OFF\n3 2 0\n0 0 0\n1 0 0\n0 1 0\n0 0 1\n3 0 1 2\n", "among its 2 faces that is none"),
+    ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n3 0 2 1\n", "more than its header says: 5 lines for 3 vertices and 1"),
+    ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n0 0 1\n3 0 1 2\n", "more than its header says: 5 lines"),
+    ("OFF\n3 2 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n", "is cut off: 4 lines for 3 vertices and 2 faces"),
+    ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n-1\n", "that is none"),
 ])
 def test_bad_meshes_are_named_with_a_reason(text, reason, tmp_path):
     (tmp_path / "a.off").write_text(text)
@@ -152,3 +160,20 @@ def test_render_shows_front_and_rear():
     assert np.abs(huge - front).mean() < 1 and np.abs(tiny - front).mean() < 1
     with pytest.raises(ValueError, match="no extent"):
         media.render(np.ones((3, 3)), np.array([[0, 1, 2]]), 0)
+
+
+def test_what_cannot_be_seen_does_not_shrink_the_picture(tmp_path):
+    triangles = media.read_off(raw.off(tmp_path / "cube.off"))[1]
+    alone = media.render(raw.CUBE, triangles, 0)
+    far = np.array([[9.0, 9, 9], [9, 9, 9]])            # one that no face uses, one of a face without extent
+    more = np.concatenate([raw.CUBE, far])
+    for faces in (triangles, np.concatenate([triangles, [[8, 9, 0], [0, 8, 8]]])):
+        np.testing.assert_array_equal(media.render(more, faces, 0), alone)
+    assert (alone < 255).mean() > 0.4
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real samples are not here")
+def test_a_real_mesh_with_vertices_that_no_face_uses_fills_its_picture():
+    vertices, triangles = media.read_off(REAL / "modelnet40/off/bathtub/train/bathtub_0001.off")
+    assert len(vertices) - len(np.unique(triangles)) == 28
+    assert abs((media.render(vertices, triangles, 0) < 255).mean() - 0.312) < 0.001

@@ -69,6 +69,7 @@ def test_cremad_without_lists_makes_the_clean_split_alone_and_says_so(tmp_path, 
 def test_ave(tmp_path, monkeypatch, capsys):
     raw.ave(tmp_path / "raw")
     monkeypatch.setattr(ave, "EXPECTED", {"official": (6, 1, 2)})
+    monkeypatch.setitem(prepare.CLASSES, "ave", 2)
     run("ave", tmp_path)
     ds = open_dataset("ave", tmp_path / "out")
     assert ds.classes == ["Bark", "Church bell"] and [len(ds.indices(p)) for p in ("train", "val", "test")] == [6, 1, 2]
@@ -99,6 +100,39 @@ def test_a_half_download_is_said_before_anything_is_decoded(change, message, tmp
     assert message in error and len(error.splitlines()) == 1 and not (tmp_path / "out").exists()
 
 
+def test_the_number_of_classes_is_asserted(tmp_path, monkeypatch, capsys):
+    assert prepare.CLASSES == {"cremad": 6, "ave": 28, "ucf101": 101, "modelnet40": 40, "avmnist": 10, "avletters": 26}
+    raw.modelnet(tmp_path / "raw")
+    monkeypatch.setattr(modelnet40, "EXPECTED", {"official": (8, 0, 4)})
+    run("modelnet40", tmp_path, "--skip-bad", code=2)
+    assert "modelnet40 has 40 classes, here are 2: bed, lamp" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flags", [(), ("--skip-bad",)])
+def test_a_class_that_train_does_not_have_is_named(flags, tmp_path, monkeypatch, capsys):
+    raw.ave(tmp_path / "raw", n=4)
+    monkeypatch.setattr(ave, "EXPECTED", {})
+    test = tmp_path / "raw/testSet.txt"
+    test.write_text(test.read_text().replace("Bark", "bark"))
+    run("ave", tmp_path, *flags, code=2)
+    assert "ave, split official: class 'bark' has no train items: is it misspelt" in capsys.readouterr().err
+    monkeypatch.setattr(modelnet40, "EXPECTED", {})
+    raw.modelnet(tmp_path / "raw", n=3)
+    shutil.rmtree(tmp_path / "raw/ModelNet40/lamp/train")
+    run("modelnet40", tmp_path, *flags, code=2)
+    assert "modelnet40, split official: class 'lamp' has no train items" in capsys.readouterr().err
+
+
+def test_a_class_whose_train_items_all_are_bad_is_named(tmp_path, monkeypatch, capsys):
+    raw.modelnet(tmp_path / "raw", n=3)
+    monkeypatch.setattr(modelnet40, "EXPECTED", {})
+    for path in (tmp_path / "raw/ModelNet40/lamp/train").iterdir():
+        path.write_text("nonsense")
+    run("modelnet40", tmp_path, "--skip-bad", code=2)
+    assert "class 'lamp' has no train items" in capsys.readouterr().err
+
+
 def test_counts_are_asserted(tmp_path, capsys):
     raw.modelnet(tmp_path / "raw", n=3)
     run("modelnet40", tmp_path, code=2)
@@ -109,6 +143,7 @@ def test_ucf101_from_videos(tmp_path, monkeypatch):
     cv2 = pytest.importorskip("cv2", reason="flow from video needs opencv-contrib-python-headless")
     raw.ucf_videos(tmp_path / "raw")
     monkeypatch.setattr(ucf101, "EXPECTED", {"official": (2, 0, 2)})
+    monkeypatch.setitem(prepare.CLASSES, "ucf101", 2)
     methods = ["dis"] + ["tvl1"] * hasattr(cv2, "optflow")
     for method in methods:
         run("ucf101", tmp_path, "--flow", method)
@@ -133,6 +168,7 @@ def test_flow_from_video_names_the_package_it_needs(tmp_path, monkeypatch, capsy
 def test_ucf101_from_published_pictures(layout, tmp_path, monkeypatch, capsys):
     raw.ucf_pictures(tmp_path / "raw", layout)
     monkeypatch.setattr(ucf101, "EXPECTED", {"official": (2, 0, 2)})
+    monkeypatch.setitem(prepare.CLASSES, "ucf101", 2)
     run("ucf101", tmp_path)
     ds = open_dataset("ucf101", tmp_path / "out", split="clean")
     flow, rgb = ds.modalities["flow"].array, ds.modalities["rgb"]
@@ -146,6 +182,7 @@ def test_ucf101_from_published_pictures(layout, tmp_path, monkeypatch, capsys):
 def test_modelnet40_from_meshes_and_from_pictures(tmp_path, monkeypatch):
     raw.modelnet(tmp_path / "raw")
     monkeypatch.setattr(modelnet40, "EXPECTED", {"official": (8, 0, 4)})
+    monkeypatch.setitem(prepare.CLASSES, "modelnet40", 2)
     run("modelnet40", tmp_path)
     ds = open_dataset("modelnet40", tmp_path / "out")
     assert ds.classes == ["bed", "lamp"] and ds.modalities["front"].array.shape == (12, 1, 1, 256, 256)
@@ -162,8 +199,8 @@ def test_modelnet40_from_meshes_and_from_pictures(tmp_path, monkeypatch):
     run("modelnet40", tmp_path)
     again = open_dataset("modelnet40", tmp_path / "out")
     assert again.ids == ds.ids
-    np.testing.assert_array_equal(again.modalities["front"].array, np.load(tmp_path / "meshes/front.npy"))
-    np.testing.assert_array_equal(again.modalities["rear"].array, np.load(tmp_path / "meshes/rear.npy"))
+    np.testing.assert_array_equal(again.modalities["view1"].array, np.load(tmp_path / "meshes/front.npy"))
+    np.testing.assert_array_equal(again.modalities["view7"].array, np.load(tmp_path / "meshes/rear.npy"))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
