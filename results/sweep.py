@@ -23,7 +23,8 @@ from typing import NamedTuple
 import dimml
 import joint_baseline
 import udi
-from data import DataError, differences, exit_codes, finished, read_checkpoint
+from data import DataError, exit_codes, finished, half_done
+from data.files import differences
 from results.table import MAIN, is_ablation
 
 SCRIPTS = {"joint_baseline": joint_baseline, "dimml": dimml, "udi": udi}
@@ -68,9 +69,8 @@ def planned(row, argv):
     script = SCRIPTS[row.split(".")[0]]
     *_, path, config = script.plan(argv)
     done = finished(path, config)
-    if not done and (state := read_checkpoint(f"{path}.pt")):
-        if other := differences(state["config"], config):
-            raise DataError(f"{path}.pt is another run: {', '.join(other)}; choose another --out")
+    if not done:
+        half_done(path, config, n_epochs=None, resume=True)     # raises if it cannot go on
     return Cell(str(Path(script.__file__).resolve()), [*argv, "--resume"], path), config, bool(done)
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 
 import joint_baseline
@@ -93,8 +94,8 @@ def test_a_result_of_another_config_is_named_before_anything_is_trained(tiny, tm
 
 def test_a_checkpoint_of_another_config_is_named_before_anything_is_trained(tiny, tmp_path):
     path, config = plan(tiny, tmp_path, "--fusion", "sum", "--epochs", "1")
-    joint_baseline.torch.save({"config": config}, f"{path}.pt")
-    with pytest.raises(DataError, match="sum-tiny-official-seed0.pt is another run: epochs 1"):
+    torch.save({"config": config, "log": []}, f"{path}.pt")
+    with pytest.raises(DataError, match="sum-tiny-official-seed0.pt is of another run: epochs 1"):
         sweep.main([*ROWS, "--datasets", tiny, "--seeds", "1", "--out", str(tmp_path), *SHORT])
     assert not list(tmp_path.glob("*.log"))
 
