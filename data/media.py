@@ -196,6 +196,11 @@ def fit_length(sound, samples):
     return np.tile(sound, -(-samples // len(sound)))[:samples]
 
 
+def to_rgb(frame, size=None):
+    """A frame as uint8 (size, size, 3), or of its own size: exact greys, colours at full resolution."""
+    return frame.reformat(size, size, "rgb24", interpolation=SQUASH).to_ndarray()
+
+
 def read_frames(path, choose, size=256, longest=None):
     """Frames of a video, squashed to size x size: uint8 (T, 3, size, size), and the (height, width) they
     came from.
@@ -207,8 +212,7 @@ def read_frames(path, choose, size=256, longest=None):
     held = 0
 
     def squashed(frame):                 # the area filter uses every source pixel
-        small = frame.reformat(size, size, "rgb24", interpolation=SQUASH).to_ndarray()
-        return small, frame.height, frame.width, round(getattr(frame, "rotation", 0) / 90) % 4
+        return to_rgb(frame, size), frame.height, frame.width, round(getattr(frame, "rotation", 0) / 90) % 4
 
     def keep(frame):      # few frames are wanted, but a long clip of large ones would not fit into memory
         nonlocal held
