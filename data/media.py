@@ -90,6 +90,7 @@ def decode_stream(path, kind, what, keep=lambda frame: frame, longest=None):
             if stream is None:
                 raise BadFile(path, f"has no {what}")
             stream.thread_type = "NONE"      # the pool has every core already
+            pcm = stream.codec_context.name.startswith("pcm_")     # of which any part is good
             own = float((stream.duration or 0) * (stream.time_base or 0))
             claimed = own or (container.duration or 0) / 1e6      # the longest stream's
             try:
@@ -104,7 +105,7 @@ def decode_stream(path, kind, what, keep=lambda frame: frame, longest=None):
                     if i != stream.index or failure:
                         continue
                     try:
-                        if packet.is_corrupt:        # only a part of it is there
+                        if packet.is_corrupt and not pcm:        # only a part of it is there
                             raise av.error.InvalidDataError(0, "a packet is damaged")
                         for frame in packet.decode():
                             frames.append((frame.time, keep(frame)))
