@@ -72,7 +72,7 @@ def riff_size(file, size):
     return place + 8
 
 
-def decode_stream(path, kind, what, keep=lambda frame: frame, longest=None):
+def decode_stream(path, kind, what, longest=None, keep=lambda frame: frame):
     """[(seconds or None, keep(frame))] of the first stream of a kind, "audio" or "video".
 
     Raises BadFile where there is none, where it lasts clearly longer than `longest` seconds, and where
@@ -89,6 +89,8 @@ def decode_stream(path, kind, what, keep=lambda frame: frame, longest=None):
             stream = next(iter(getattr(container.streams, kind)), None)
             if stream is None:
                 raise BadFile(path, f"has no {what}")
+            if stream.codec_context is None:
+                raise BadFile(path, f"cannot be decoded: its {what} is of an unknown kind")
             stream.thread_type = "NONE"      # the pool has every core already
             pcm = stream.codec_context.name.startswith("pcm_")     # of which any part is good
             own = float((stream.duration or 0) * (stream.time_base or 0))
@@ -154,7 +156,7 @@ def read_audio(path, start=0.0, stop=None, longest=None):
     import av
     import torch
     import torchaudio
-    frames = decode_stream(path, "audio", "sound", longest=longest)
+    frames = decode_stream(path, "audio", "sound", longest)
     begin, rate = frames[0][0] or 0.0, frames[0][1].sample_rate
     to_float = av.AudioResampler("fltp", frames[0][1].layout, rate)
     parts, here = [], 0             # samples since `begin`; the last row says that there is a sound
@@ -220,7 +222,7 @@ def read_frames(path, choose, size=256, longest=None):
         held += sum(plane.buffer_size for plane in frame.planes)
         return frame if held < HELD else squashed(frame)
 
-    frames = decode_stream(path, "video", "picture", keep, longest)
+    frames = decode_stream(path, "video", "picture", longest, keep)
     times = np.array([i / 25 if time is None else time for i, (time, _) in enumerate(frames)])
     gap = float(np.median(np.diff(times))) if len(times) > 1 else 0.04
     chosen, wanted = choose(times, times.max() + gap), {}

@@ -68,15 +68,19 @@ class Index:
     notes: list = field(default_factory=list)
 
 
+def of_the_system(name):
+    """Whether a file or folder is one that macOS, Windows or a network drive leaves behind."""
+    return name.startswith(".") or name.lower() in SYSTEM_FILES
+
+
 def find_files(folder, pattern):
-    """Files below `folder` that match, in the order of their names; without what macOS, Windows and
-    network drives leave behind.
+    """Files below `folder` that match, in the order of their names, without those of a system.
 
     pattern  names, * and / as Path.glob takes them, upper and lower case alike: clip.AVI is "*.avi"
     """
     any_case = "".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in pattern)
-    return sorted(path for path in Path(folder).glob(any_case) if path.is_file() and not any(
-        part.startswith(".") or part.lower() in SYSTEM_FILES for part in path.relative_to(folder).parts))
+    return sorted(path for path in Path(folder).glob(any_case) if path.is_file()
+                  and not any(map(of_the_system, path.relative_to(folder).parts)))
 
 
 def find_by_name(folder, pattern):
@@ -91,22 +95,28 @@ def find_by_name(folder, pattern):
 
 
 def find_folder(raw, *names):
-    """The first of raw/name that is a folder, in any case of its letters, in `raw` or one folder deeper,
-    for downloads that come in several layouts. Raises DataError where there is none, or more than one."""
-    folders = [path for path in sorted(Path(raw).glob("*")) if path.is_dir()
-               and not path.name.startswith(".") and path.name.lower() not in SYSTEM_FILES]
-    for places in ([Path(raw)], folders):
+    """The folder of one of these names, the first that is there, in `raw` or one folder deeper; upper and
+    lower case alike. Where it holds nothing but a folder of its own name, that one.
+
+    Raises DataError where there is none, or more than one of a name.
+    """
+    def folders(place):
+        return sorted(path for path in Path(place).iterdir() if path.is_dir() and not of_the_system(path.name))
+
+    for places in ([raw], folders(raw)):
         for name in names:
-            found = [path for place in places for path in sorted(place.glob("/".join("*" for _ in Path(name).parts)))
-                     if path.is_dir() and path.relative_to(place).as_posix().lower() == name.lower()]
+            found = places
+            for part in Path(name).parts:
+                found = [path for place in found for path in folders(place) if path.name.lower() == part.lower()]
             if len(found) > 1:
                 raise DataError(f"{name} is there more than once, as {' and '.join(map(str, found))}: "
                                 "leave the one that is meant")
             if found:
-                return found[0]
-    there = ", ".join(path.name for path in folders[:8]) or "no folder"
+                inner = [path for path in found[0].iterdir() if not of_the_system(path.name)]
+                return inner[0] if [path.name for path in inner] == [found[0].name] else found[0]
+    there = ", ".join(path.name for path in folders(raw)[:8]) or "no folder"
     raise DataError(f"{raw} holds none of the folders {', '.join(names)}, nor does a folder in it; it holds "
-                    f"{there}{', ...' if len(folders) > 8 else ''}: see docs/datasets.md for what to put where")
+                    f"{there}: see docs/datasets.md for what to put where")
 
 
 def read_list(path, separators):

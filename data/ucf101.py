@@ -64,13 +64,13 @@ def find_clips(raw, options):
             return [(videos, found)]
 
     def clips(folder):
-        folder = folder / folder.name if (folder / folder.name).is_dir() else folder
         return folder, {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
 
     if options["flow"] != "tvl1":
         raise DataError(f"--flow {options['flow']} needs the videos, UCF-101/<Class>/v_*.avi: published flow is TV-L1")
     frames = clips(find_folder(raw, "jpegs_256", "jpegs"))
-    if any(find_files(folder, "*x_*.jpg") for folder in list(frames[1].values())[:1]):
+    first = next(iter(frames[1].values()), raw)
+    if any(FLOW_PREFIX.match(path.name) for path in find_files(first, "*")):
         return [frames, frames]
     flow, found = clips(find_folder(raw, "tvl1_flow"))
     return [frames, clips(flow / "u"), clips(flow / "v")] if "u" in found else [frames, (flow, found)]
@@ -104,7 +104,7 @@ def from_video(item, method):
     import cv2
     cv2.setNumThreads(1)
     path = item.files[0]
-    frames = decode_stream(path, "video", "picture", longest=LONGEST)
+    frames = decode_stream(path, "video", "picture", LONGEST)
     if len(frames) < FLOW_FRAMES + 1:
         raise BadFile(path, f"has {len(frames)} frames, flow needs {FLOW_FRAMES + 1}")
     middle = len(frames) // 2
