@@ -131,7 +131,8 @@ def interaction_weights(task_grad, consistency_grad, complementary_grad, tempera
 
 def choose(log, n_val):
     """The anchor, by the last validation scores of stage 1; near is one standard error (U2)."""
-    last = {e["modality"]: e["val"]["modality_heads"][e["modality"]] for e in log}
+    last = {e["modality"]: e["val"]["modality_heads"][e["modality"]] for e in log
+            if e["stage"] == "alone"}       # a resumed log may hold guided epochs too
     accuracy, entropy = ({m: last[m][key] for m in last} for key in ("accuracy", "entropy"))
     best = max(accuracy.values())
     tolerance = math.sqrt(best * (1 - best) / n_val)
