@@ -105,7 +105,7 @@ def pareto_gradient(joint_grads, own_grads):
     for a, b in zip(joint_grads, own_grads):
         h = 2 * k0 * a + 2 * k1 * b
         stretch = ((a + b).norm() / h.norm()).clamp(min=1)
-        grads.append(torch.where(h.norm() > 0, 1.5 * stretch * h, 0.0))
+        grads.append(torch.where(h.norm() == 0, 0.0, 1.5 * stretch * h))
     return grads, torch.stack([F.cosine_similarity(g0, g1, dim=0), k1])
 
 
