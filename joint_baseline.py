@@ -69,7 +69,7 @@ def ogm_coefficients(scores, alpha):
         rho_m = s_m / mean of the others' s,    k_m = 1 - tanh(alpha rho_m) where rho_m > 1, else 1
     s_m = sum_i softmax(W_m z_m,i + b / M)[y_i]. As in its code, k jumps to 1 - tanh(alpha) at rho = 1.
     """
-    s = torch.stack([torch.as_tensor(s_m) for s_m in scores.values()])
+    s = torch.stack([torch.as_tensor(s_m) for s_m in scores.values()]).double()     # exact sums
     rho = s / ((s.sum() - s) / (len(s) - 1))        # others all 0: infinite, so k = 0
     k = torch.where(rho > 1, 1 - torch.tanh(alpha * rho), 1.0)      # all 0: not a number, so k = 1
     return dict(zip(scores, k))
