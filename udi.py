@@ -294,6 +294,8 @@ def plan(argv=None):
     for key in ("epochs", "batch_size", "lr", "lr_step", "variance", "temperature"):
         if not 0 < recipe[key] < math.inf:
             raise DataError(f"--{key.replace('_', '-')} cannot be {recipe[key]}")
+    if recipe["patience"] and not len(ds.indices("val")):
+        raise DataError(f"--patience needs validation items ({ds.why_no_val})")
     if recipe["patience"] < 0 or not all(0 <= w < math.inf for w in recipe["interaction"] or ()):
         raise DataError("--patience and --interaction cannot be negative")
     if not 0 <= args.seed < 2**32:
