@@ -385,7 +385,8 @@ def main(argv=None):
 
             # what is frozen is computed once: the logits that the follower's are averaged with, and
             # the anchor's features of all training items, unless they are augmented (U6)
-            frozen, anchor_z, seen = dict(val={}, test={}), None, ds.only(m)
+            frozen, anchor_z, mine = dict(val={}, test={}), None, ds.only(m)
+            seen = mine                         # what the steps of this stage load
             if stage == "guided":
                 done = [anchor] + [name for s, name in stages[:number] if s == "guided"]
                 for part in [part for part in frozen if sizes[part]]:
@@ -449,7 +450,7 @@ def main(argv=None):
                 for part in ("val", "test"):
                     record[part] = {}
                     if sizes[part]:
-                        z, y = features_of(part, model, ds.only(m), device, amp, r.batch_size)
+                        z, y = features_of(part, model, mine, device, amp, r.batch_size)
                         with torch.no_grad():
                             own = model.own_logits(z)
                         fused = {} if stage == "alone" else {
