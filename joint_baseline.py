@@ -69,7 +69,7 @@ def ogm_coefficients(scores, alpha):
         rho_m = s_m / mean of the others' s,    k_m = 1 - tanh(alpha rho_m) where rho_m > 1, else 1
     s_m = sum_i softmax(W_m z_m,i + b / M)[y_i]. At rho = 1, k jumps to 1 - tanh(alpha), as in its code.
     """
-    s = torch.stack([torch.as_tensor(s_m) for s_m in scores.values()])
+    s = torch.stack([torch.as_tensor(s_m) for s_m in scores.values()]).double()     # exact sums
     rho = s / ((s.sum() - s) / (len(s) - 1))        # others all 0: infinite, so k = 0
     k = torch.where(rho > 1, 1 - torch.tanh(alpha * rho), 1.0)      # all 0: not a number, so k = 1
     return dict(zip(scores, k))
@@ -105,7 +105,7 @@ def pareto_gradient(joint_grads, own_grads):
     for a, b in zip(joint_grads, own_grads):
         h = 2 * k0 * a + 2 * k1 * b
         stretch = ((a + b).norm() / h.norm()).clamp(min=1)
-        grads.append(torch.where(h.norm() > 0, 1.5 * stretch * h, 0.0))
+        grads.append(torch.where(h.norm() == 0, 0.0, 1.5 * stretch * h))
     return grads, torch.stack([F.cosine_similarity(g0, g1, dim=0), k1])
 
 
@@ -145,7 +145,8 @@ class Fusion(nn.Module):
         self.kind = kind
         outputs = dict(concat=[], sum=[n_classes] * n_modalities, gated=[dim] * n_modalities,
                        film=[2 * dim] * (n_modalities - 1))[kind]
-        self.out = nn.Linear(dim * n_modalities if kind == "concat" else dim, n_classes)
+        inputs = dim * n_modalities if kind == "concat" else dim
+        self.out = nn.Linear(inputs, n_classes) if kind != "sum" else None
         self.linear = nn.ModuleList(nn.Linear(dim, n) for n in outputs)
 
     def forward(self, z):
@@ -390,12 +391,15 @@ def main(argv=None):
                         halves = half_head_logits(z, head.weight, head.bias / len(z))
                     score = {m: o.softmax(1)[rows, y].sum() for m, o in halves.items()}
                     coefficient = ogm_coefficients(score, r.ogm_alpha)
+                    if epoch >= r.epochs / 2:                   # as in its code: the first half alone
+                        coefficient = {m: torch.ones_like(k) for m, k in coefficient.items()}
+                    else:
+                        convolutions = ((m, weight) for m, encoder in encoders.items()
+                                        for weight in encoder.parameters() if weight.ndim == 4)
+                        for m, weight in convolutions:
+                            weight.grad = ogm_ge_gradient(weight.grad, coefficient[m], noise)
                     watch = [torch.stack([score[m] / len(y), coefficient[m]]) for m in z]
                     watched = watched + torch.stack(watch)                  # (M, 2)
-                    convolutions = [(m, weight) for m, encoder in encoders.items()
-                                    for weight in encoder.parameters() if weight.ndim == 4]
-                    for m, weight in convolutions if epoch < r.epochs / 2 else []:
-                        weight.grad = ogm_ge_gradient(weight.grad, coefficient[m], noise)
                 scaler.step(optimizer)
                 scaler.update()
                 total = total + torch.stack(terms).detach()     # no step waits for its value

@@ -126,6 +126,18 @@ def interaction_weights(task_grad, consistency_grad, complementary_grad, tempera
     return (alignment(task_grad, consistency_grad, complementary_grad) / temperature).softmax(0)
 
 
+def choose(log, n_val):
+    """The anchor, by the last validation scores of stage 1; near is one standard error (U2)."""
+    last = {e["modality"]: e["val"]["modality_heads"][e["modality"]] for e in log
+            if e["stage"] == "alone"}       # a resumed log may hold guided epochs too
+    accuracy = {m: score["accuracy"] for m, score in last.items()}
+    entropy = {m: score["entropy"] for m, score in last.items()}
+    best = max(accuracy.values())
+    tolerance = math.sqrt(best * (1 - best) / n_val)
+    return dict(anchor=choose_anchor(accuracy, entropy, tolerance), accuracy=accuracy, entropy=entropy,
+                tolerance=tolerance)
+
+
 def converged(accuracy, r):
     """Whether validation accuracy has not risen for `patience` epochs since the rate's last drop."""
     since = accuracy[(r.epochs - 1) // r.lr_step * r.lr_step:]
@@ -268,6 +280,8 @@ def plan(argv=None):
     for key in ("epochs", "batch_size", "lr", "lr_step", "variance", "temperature"):
         if not 0 < recipe[key] < math.inf:
             raise DataError(f"--{key.replace('_', '-')} cannot be {recipe[key]}")
+    if recipe["patience"] and not len(ds.indices("val")):
+        raise DataError(f"--patience needs validation items ({ds.why_no_val})")
     if recipe["patience"] < 0 or not all(0 <= w < math.inf for w in recipe["interaction"] or ()):
         raise DataError("--patience and --interaction cannot be negative")
     if not 0 <= args.seed < 2**32:
@@ -339,32 +353,28 @@ def main(argv=None):
         stages = [("alone", m) for m in alone]
         for number in range(n_epochs // r.epochs):
             if number == len(alone):
-                if choice["anchor"] is None:        # by the last validation scores of stage 1
-                    last = {e["modality"]: e["val"]["modality_heads"][e["modality"]]
-                            for e in log if e["stage"] == "alone"}
-                    accuracy = {m: score["accuracy"] for m, score in last.items()}
-                    entropy = {m: score["entropy"] for m, score in last.items()}
-                    best = max(accuracy.values())
-                    tolerance = math.sqrt(best * (1 - best) / sizes["val"])     # a standard error (U2)
-                    choice = dict(anchor=choose_anchor(accuracy, entropy, tolerance),
-                                  accuracy=accuracy, entropy=entropy, tolerance=tolerance)
+                if choice["anchor"] is None:
+                    choice = choose(log, sizes["val"])
                     print(choice, flush=True)
                 stages += [("guided", m) for m in ds.modalities if m != choice["anchor"]]
             stage, m = stages[number]
             anchor = choice["anchor"] if stage == "guided" else None
             curve = [e for e in log if (e["stage"], e["modality"]) == (stage, m)]       # done of it
+            if len(curve) == r.epochs:
+                continue
 
             # at its beginning: momentum from zero; a follower from scratch gets new weights
             if not curve:
                 optimizer.state.clear()
                 if stage == "guided" and r.follower_init == "scratch":
-                    torch.manual_seed(args.seed + 1 + model.modalities.index(m))
+                    torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
                     encoders[m].load_state_dict(Encoder(in_channels[m]).state_dict())
                     heads[m].reset_parameters()
 
             # what is frozen is computed once: the logits that the follower's are averaged with, and
             # the anchor's features of all training items, unless they are augmented (U6)
-            frozen, anchor_z, seen = dict(val={}, test={}), None, ds.only(m)
+            frozen, anchor_z, mine = dict(val={}, test={}), None, ds.only(m)
+            seen = mine                         # what the steps of this stage load
             if stage == "guided":
                 done = [anchor] + [name for s, name in stages[:number] if s == "guided"]
                 for part in [part for part in frozen if sizes[part]]:
@@ -379,8 +389,8 @@ def main(argv=None):
                     seen = ds.only(*(name for name in ds.modalities if name in (anchor, m)))
 
             for epoch in range(len(curve), r.epochs):
-                if r.patience and sizes["val"] and converged(
-                        [e["val"]["modality_heads"][m]["accuracy"] for e in curve], r):
+                val = [e["val"]["modality_heads"][m]["accuracy"] for e in curve if e["val"]]
+                if r.patience and converged(val, r):
                     break
                 start = time.time()
                 lr = r.lr * 0.1 ** (epoch // r.lr_step)
@@ -430,7 +440,7 @@ def main(argv=None):
                 for part in ("val", "test"):
                     record[part] = {}
                     if sizes[part]:
-                        z, y = features_of(part, model, ds.only(m), device, amp, r.batch_size)
+                        z, y = features_of(part, model, mine, device, amp, r.batch_size)
                         with torch.no_grad():
                             own = model.own_logits(z)
                         fused = {} if stage == "alone" else {
