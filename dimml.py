@@ -354,11 +354,6 @@ def main(argv=None):
                     record[part] = {group: {head: scores(o, y) for head, o in logits.items()}
                                     for group, logits in groups.items()}
             log.append({**record, "seconds": time.time() - start, "items_per_second": speed})
-            val = [f"{head} {100 * score['accuracy']:.1f}"
-                   for group in record["val"].values() for head, score in group.items()]
-            left = (n_epochs - len(log)) * log[-1]["seconds"]
-            print(f"{stage} {epoch + 1}/{n_epochs} | loss", *(f"{term:.3f}" for term in mean), "| val",
-                  *val, f"| {speed:.0f} items/s, {left:.0f} s left", flush=True)
 
             # checkpoint, whole or not at all: what the next epoch, and a reader, depends on
             state = dict(config=config, log=log, model=model.state_dict(),
@@ -366,6 +361,11 @@ def main(argv=None):
                          generator=generator.get_state(), **ds.description)
             with whole_file(f"{path}.pt") as file:
                 torch.save(state, file)
+            val = [f"{head} {100 * score['accuracy']:.1f}"
+                   for group in record["val"].values() for head, score in group.items()]
+            left = (n_epochs - len(log)) * log[-1]["seconds"]
+            print(f"{stage} {epoch + 1}/{n_epochs} | loss", *(f"{x:.3f}" for x in mean), "| val", *val,
+                  f"| {speed:.0f} items/s, {left:.0f} s left", flush=True)
 
         # ---- result ------------------------------------------------------------------------------
         z_train, y_train = features_of("train", model, ds, device, amp, r.batch_size)
