@@ -356,7 +356,7 @@ def cost_of_joint_training(rows):
             continue
         cost = f"{points(mean, half, '-')} points"
         if half is None:
-            others.append(f"The {m} encoder: {cost}, from one seed and so without an interval.")
+            others.append(f"The {m} encoder lost {cost} jointly: one seed, so this shows nothing.")
         elif mean - half > 0:
             costs.append((mean, f"Joint training costs the {m} encoder {cost}."))
         elif mean + half < 0:

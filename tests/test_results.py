@@ -137,7 +137,7 @@ def test_words_of_one_seed_claim_nothing(write, tmp_path):
     write("joint_baseline.ensemble", 0, 90)
     write("joint_baseline.concat", 0, 80)
     words = table.words(TOY, table.load(tmp_path)[TOY])
-    assert "The audio encoder: 10.0 points, from one seed and so without an interval." in words
+    assert "The audio encoder lost 10.0 points jointly: one seed, so this shows nothing." in words
     assert "No method is shown to beat the ensemble; not compared: `joint_baseline.concat`" in words
 
 
@@ -211,7 +211,7 @@ def test_a_modality_may_be_called_by_any_word_of_ours(write, tmp_path):
     overview = table.overview(table.load(tmp_path))
     assert cells(overview, "fused alone") == ["60.0"]
     assert cells(overview, "`joint_baseline.ensemble`") == ["90.0"]
-    assert "The fused encoder: 10.0 points" in table.words(TOY, table.load(tmp_path)[TOY])
+    assert "The fused encoder lost 10.0 points" in table.words(TOY, table.load(tmp_path)[TOY])
 
 
 def test_two_files_of_one_seed_are_both_left_out(write, tmp_path, capsys):
