@@ -30,7 +30,7 @@ MEL = dict(n_fft=512, hop_length=256, f_max=4_000, n_mels=32)   # windows of 32 
 def index(raw, options):
     recordings = find_folder(raw, "recordings", "free-spoken-digit-dataset/recordings")
     items, full, small = [], {}, {}
-    for path in find_files(recordings, "*.[wW][aA][vV]"):
+    for path in find_files(recordings, "*.wav"):
         match = re.fullmatch(r"(\d)_(\w+)_(\d+)", path.stem, re.ASCII)
         if not match:
             raise DataError(f"{path} is not named {{digit}}_{{speaker}}_{{index}}.wav")

@@ -13,12 +13,14 @@ A dataset's module (`data.ave`, ...) says where its raw files lie, which splits 
 """
 
 import argparse
+import codecs
 import contextlib
 import hashlib
 import importlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -31,13 +33,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data import HOW_TO_GET, store
+from data import HOW_TO_GET, media, store
 from data.errors import DataError, exit_codes
 from data.media import BadFile
 from data.store import KINDS, PARTS, PICTURES, UNUSED, plain
 
 CLASSES = {"cremad": 6, "ave": 28, "ucf101": 101, "modelnet40": 40, "avmnist": 10, "avletters": 26}
 TODO, DONE, BAD = 0, 1, 2
+SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir")
 TIME_LIMIT = 600      # seconds for one item; TV-L1 flow, the slowest, takes a tenth of it on a slow core
 
 
@@ -66,28 +69,78 @@ class Index:
     notes: list = field(default_factory=list)
 
 
+def of_the_system(name):
+    """Whether a file or folder is one that macOS, Windows or a network drive leaves behind."""
+    return name.startswith(".") or name.lower() in SYSTEM_FILES
+
+
 def find_files(folder, pattern):
-    """Files below `folder` that match, in the order of their names; without what macOS and Windows leave behind."""
-    return sorted(path for path in Path(folder).glob(pattern) if path.is_file() and not path.name.startswith("._")
-                  and path.name not in (".DS_Store", "Thumbs.db") and "__MACOSX" not in path.parts)
+    """Files below `folder` that match, in the order of their names, without those of a system.
+
+    pattern  names, * and / as Path.glob takes them, upper and lower case alike: clip.AVI is "*.avi"
+    """
+    any_case = "".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in pattern)
+    return sorted(path for path in Path(folder).glob(any_case) if path.is_file()
+                  and not any(map(of_the_system, path.relative_to(folder).parts)))
+
+
+def find_by_name(folder, pattern):
+    """{name without its ending, in lower case: file} of the files that match, in `folder` or up to two
+    folders deeper. Raises DataError where a name is there twice."""
+    found = {}
+    for path in (path for up in ("", "*/", "*/*/") for path in find_files(folder, up + pattern)):
+        other = found.setdefault(path.stem.lower(), path)
+        if other != path:
+            raise DataError(f"{other} and {path} are there under one name: remove the one that is wrong")
+    return found
 
 
 def find_folder(raw, *names):
-    """The first of raw/name that is a folder, for downloads that come in several layouts. Raises DataError."""
-    for name in names:
-        if (Path(raw) / name).is_dir():
-            return Path(raw) / name
-    raise DataError(f"{raw} holds none of the folders {', '.join(names)}: see 'Datasets' in README.md for what to put where")
+    """The folder of one of these names, the first that is there, in `raw` or one folder deeper; upper and
+    lower case alike. Where it holds nothing but a folder of its own name, that one.
+
+    Raises DataError where there is none, or more than one of a name.
+    """
+    def folders(place):
+        return sorted(path for path in Path(place).iterdir() if path.is_dir() and not of_the_system(path.name))
+
+    for places in ([raw], folders(raw)):
+        for name in names:
+            found = places
+            for part in Path(name).parts:
+                found = [path for place in found for path in folders(place) if path.name.lower() == part.lower()]
+            if len(found) > 1:
+                raise DataError(f"{name} is there more than once, as {' and '.join(map(str, found))}: "
+                                "leave the one that is meant")
+            if found:
+                inner = [path for path in found[0].iterdir() if not of_the_system(path.name)]
+                return inner[0] if [path.name for path in inner] == [found[0].name] else found[0]
+    there = ", ".join(path.name for path in folders(raw)[:8]) or "no folder"
+    raise DataError(f"{raw} holds none of the folders {', '.join(names)}, nor does a folder in it; it holds "
+                    f"{there}: see docs/datasets.md for what to put where")
 
 
-def read_list(path):
-    """The lines of a split list that are not empty. Raises DataError."""
+def read_list(path, separators):
+    """The rows of a split list, each a list of its fields. Raises DataError.
+
+    path        UTF-8, or UTF-16 with its mark; a first row without any digit is a header and left out
+    separators  each of these characters ends a field; quotes around a field are taken off
+    """
     try:
-        return [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        data = Path(path).read_bytes()
+        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16" if utf16 else "utf-8-sig")
     except FileNotFoundError:
-        raise DataError(f"the list {path} is missing: see 'Datasets' in README.md for where it comes from") from None
+        raise DataError(f"the list {path} is missing: see docs/datasets.md for where it comes from") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the list {path} cannot be read: {error}") from None
+    rows = [[field.strip().strip("'\"").strip() for field in re.split(f"[{re.escape(separators)}]", line)]
+            for line in text.splitlines() if line.strip()]
+    if rows and not re.search(r"\d", "".join(rows[0])):
+        del rows[0]
+    if not rows:
+        raise DataError(f"the list {path} is empty: see docs/datasets.md for where it comes from")
+    return rows
 
 
 def assign(codes, item, part, path):
@@ -97,17 +150,23 @@ def assign(codes, item, part, path):
 
 
 def check_complete(index, name, skip_bad):
-    """Raise DataError for missing files or counts that are not those of the complete download."""
-    missing = [path for path in dict.fromkeys(path for item in index.items for path in item.files) if not os.path.exists(path)]
-    if missing and not skip_bad:
-        raise DataError(f"{len(missing)} files of {name} are missing, the first: {missing[0]}. Complete the download, "
-                        "or pass --skip-bad to go on without them")
+    """Raise DataError for counts that are not those of the complete download, and for missing files.
+
+    `skip_bad` lets items without their files pass, as they are known by name; a count that is short
+    because nobody knows of an item is an error all the same.
+    """
     for split, expected in index.expected.items():
         found = tuple(sum(code == PARTS[part] for code in index.splits[split].values()) for part in PARTS)
-        if found != expected and not skip_bad:
-            raise DataError(f"{name}, split {split}: the complete download has {expected[0]} train, {expected[1]} val and "
-                            f"{expected[2]} test items, here are {found[0]}, {found[1]} and {found[2]}. Complete the "
-                            "download, or pass --skip-bad to go on with what is there")
+        if found != expected:
+            raise DataError(
+                f"{name}, split {split}: the complete download has {expected[0]} train, {expected[1]} val "
+                f"and {expected[2]} test items, here are {found[0]}, {found[1]} and {found[2]}. Complete the "
+                "download and its lists (--skip-bad leaves out only items that are known by name)")
+    files = dict.fromkeys(path for item in index.items for path in item.files)
+    missing = [path for path in files if not os.path.exists(path)]
+    if missing and not skip_bad:
+        raise DataError(f"{len(missing)} files of {name} are missing, the first: {missing[0]}. Complete the "
+                        "download, or pass --skip-bad to go on without them")
 
 
 def check_classes(index, name, left_out=()):
@@ -288,12 +347,16 @@ def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=F
         print(f"note: {note}")
 
     described = [{**asdict(item), "files": [os.path.relpath(path, raw) for path in item.files]} for item in index.items]
-    fingerprint = hashlib.sha256(json.dumps([described, index.modalities, options]).encode()).hexdigest()
+    thresholds = {key: value for source in (media, module) for key, value in vars(source).items()
+                  if key.isupper() and isinstance(value, (int, float))}
+    said = json.dumps([described, index.modalities, options, thresholds])
+    fingerprint = hashlib.sha256(said.encode()).hexdigest()
     begun = started_by(partial)
     if begun == fingerprint:
         print(f"going on in {partial}")
     elif begun:
-        raise DataError(f"{partial} was begun with other files or options: remove it to start over")
+        raise DataError(f"{partial} was begun with other files or options, or by another version: "
+                        "remove it to start over")
     else:
         shutil.rmtree(partial, ignore_errors=True)      # not even its empty arrays were whole
         allocate(partial, index, fingerprint)
@@ -313,6 +376,10 @@ def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=F
             raise DataError(f"{len(reasons)} items cannot be used (listed above); everything else is done and kept. Mend them "
                             "and run the same command again, or pass --skip-bad to go on without them")
 
+        left_out = sorted(reasons)
+        print(f"left out: {', '.join(left_out[:20])}"
+              + (f" and {len(left_out) - 20} more, see meta.json" if len(left_out) > 20 else ""))
+
     if not limit:
         check_classes(index, name, left_out=reasons)
     splits = {split: np.array([UNUSED if item.id in reasons else codes.get(item.id, UNUSED) for item in index.items], np.uint8)
@@ -328,8 +395,10 @@ def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=F
     store.check_items(modalities, labels, splits, index.classes, ids)
     group_names = sorted({item.group for item in index.items})
     groups = np.searchsorted(group_names, [item.group for item in index.items])
-    notes = {"skipped": dict(sorted(reasons.items())), "notes": index.notes, "groups": group_names, "options": options,
-             "lists": {Path(path).name: store.sha256(path) for path in index.lists}, "versions": decoder_versions()}
+    notes = {"skipped": dict(sorted(reasons.items())), "notes": index.notes, "groups": group_names,
+             "expected": {split: dict(zip(PARTS, counts)) for split, counts in index.expected.items()},
+             "options": options, "thresholds": thresholds, "versions": decoder_versions(),
+             "lists": {Path(path).name: store.sha256(path) for path in index.lists}}
     store.finish(partial, folder, modalities, labels, splits, index.classes, ids, groups, notes,
                  leave_out=("state.json", "state.npy"))
     seconds = time.time() - start
