@@ -52,11 +52,11 @@ def name(value):    # of what stands in a line of the table
 
 
 def whole(value):
-    return type(value) is int
+    return type(value) is int and 0 <= value < 2**32
 
 
 def number(value):
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) < 1e15      # nan is no number
 
 
 def share(value):

@@ -170,6 +170,7 @@ DAMAGED = {
                             "result.heads.fused.last.accuracy is 'high'"),
     "in percent": (lambda r: put(r, 93.5, "heads", "fused", "last", "accuracy"), "is '93.5'"),
     "not a number": (lambda r: put(r, float("nan"), "probes", "audio"), "probes.audio is 'nan'"),
+    "a number beyond all bounds": (lambda r: put(r, 10**400, "seconds"), "result.seconds is '1000"),
     "a list for heads": (lambda r: put(r, [1], "modality_heads"), "modality_heads is no dict"),
     "an answer that is no head": (lambda r: put(r, "own", "answer"), "its answer 'own' is none"),
     "a prediction short": (lambda r: r["test"]["heads"]["fused"]["predictions"].pop(),
