@@ -101,14 +101,15 @@ def training(device):
 
         with (tempfile.TemporaryDirectory() as out, mock.patch.object(Dataset, "batches", batches),
               contextlib.redirect_stdout(io.StringIO())):
-            dataset, size = name, 16
+            dataset, size = name, 16        # the embedded set as it is
             if name in SHAPES:
                 dataset, size = random_folder(f"{out}/{name}", SHAPES[name], batch * steps), batch
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            result = dimml.main(["--dataset", dataset, "--out", out, "--batch-size", str(size),
-                                 "--epochs", str(2 * TURNS + 2), "--warmup", "1", "--fusion-epochs",
-                                 "1", *(["--gpu", str(device.index)] if device.index else [])])
+            result = dimml.main([
+                "--dataset", dataset, "--val", "0", "--batch-size", str(size), "--out", out,
+                "--epochs", str(2 * TURNS + 2), "--warmup", "1", "--fusion-epochs", "1",
+                *([] if device.index is None else ["--gpu", str(device.index)])])
         speeds = [epoch["items_per_second"] for epoch in result["epochs"]][2:2 * TURNS + 2]
         real, limit = speeds[0::2], speeds[1::2]        # the first two epochs were to warm up
         figures[name] = {

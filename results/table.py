@@ -31,7 +31,7 @@ JOINT, ENSEMBLE = "joint_baseline.concat", "joint_baseline.ensemble"    # what a
 MAIN = (ENSEMBLE, JOINT, "joint_baseline.auxiliary", "joint_baseline.ogm_ge",
         "joint_baseline.mmpareto", "joint_baseline.dgl", "dimml", "dimml.duc0", "udi",
         "udi.interaction0-0")
-LEGEND = f"""
+LEGEND = f"""\
 Test accuracy in %, mean ± standard deviation over n seeds; the number to quote is that of the last
 epoch. Differences, to `{JOINT}` and to `{ENSEMBLE}`, are in points,
 with a 95 % interval in brackets (Student's t, paired by seed). Of twenty such intervals about one
@@ -52,11 +52,11 @@ def name(value):    # of what stands in a line of the table
 
 
 def whole(value):
-    return type(value) is int
+    return type(value) is int and 0 <= value < 2**32
 
 
 def number(value):
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) < 1e15      # nan is no number
 
 
 def share(value):
@@ -296,8 +296,9 @@ def markdown(header, body):
 
 
 def overview(runs):
-    """One table: a row a method, a column a dataset, the mean answer in each cell."""
-    columns, names, alone = {}, {}, {}    # {section: {row: cell}}; names of the first modality, ...
+    """One table: a row a method, a column a dataset, the mean answer in each cell. Its first lines:
+    the first modality of each dataset alone, the second one alone, and so on."""
+    columns, labels = {}, {}        # {title: {line: cell}}, {line: what it is called}
     for section, rows in runs.items():
         n = Counter(map(len, rows.values())).most_common(1)[0][0]
         column = columns[f"{section[0]}, {section[1]} (n = {n})"] = {}
@@ -305,14 +306,14 @@ def overview(runs):
             few = "" if len(results) == n else f" (n = {len(results)})"
             column[label] = mean_std(accuracy(results, scores).values()) + few
         for i, m in enumerate(modalities(rows)):
-            names.setdefault(i, []).append(m)
-            alone.setdefault(i, []).append(column.get(f"{m} alone", ""))
-    body = [[f"{' or '.join(dict.fromkeys(names[i]))} alone", *alone[i]]
-            for i in names if any(alone[i])]
+            if f"{m} alone" in column:
+                column[i] = column[f"{m} alone"]
+                labels.setdefault(i, {})[m] = None
+    body = [(i, f"{' or '.join(labels[i])} alone") for i in sorted(labels)]
     order = sorted({row for rows in runs.values() for row in rows}, key=position)
-    body += [[f"`{row}`", *(column.get(f"`{row}`", "") for column in columns.values())]
-             for row in order]
-    return markdown(["method", *columns], body)
+    body += [(f"`{row}`", f"`{row}`") for row in order]
+    return markdown(["method", *columns], [
+        [label, *(column.get(line, "") for column in columns.values())] for line, label in body])
 
 
 def details(section, rows):
@@ -352,11 +353,11 @@ def cost_of_joint_training(rows):
         try:
             mean, half, n = compare(rows[ENSEMBLE], rows[JOINT], probe)
         except ValueError as why:
-            others.append(f"What it costs the {m} encoder is not known: {why}.")
+            others.append(f"What joint training costs the {m} encoder is not known: {why}.")
             continue
         cost = f"{points(mean, half, '-')} points"
         if half is None:
-            others.append(f"The {m} encoder: {cost}, from one seed and so without an interval.")
+            others.append(f"The {m} encoder lost {cost} jointly: one seed, so this shows nothing.")
         elif mean - half > 0:
             costs.append((mean, f"Joint training costs the {m} encoder {cost}."))
         elif mean + half < 0:
@@ -381,7 +382,7 @@ def against_ensemble(rows):
             apart.append(f"`{row}` ({why})")
             continue
         if half is None:
-            apart.append(f"`{row}` (one seed)")
+            apart.append(f"`{row}` (one seed in common)")
         else:
             group = better if mean - half > 0 else worse if mean + half < 0 else level
             group.append(f"`{row}`" + ("" if group is level else f" {points(mean, half)}"))

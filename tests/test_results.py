@@ -87,21 +87,26 @@ def test_a_row_by_hand(write, tmp_path, capsys):
 
 
 def test_the_overview_has_a_row_a_method_and_a_column_a_dataset(write, tmp_path):
-    for dataset, second in (("toy", "image"), ("lip reading", "lips")):
+    sets = {"toy": ["audio", "image"], "lips": ["audio", "lips"],
+            "clips": ["audio", "flow", "text"]}
+    for dataset, names in sets.items():
         for seed in (0, 1):
-            write("joint_baseline.ensemble", seed, 80, alone={"audio": 60 + seed, second: 70},
-                  probes={"audio": 61, second: 71}, name=f"{dataset}{seed}", dataset=dataset)
-            (tmp_path / f"{dataset}{seed}").rename(tmp_path / f"{dataset}{seed}.json")
-    write("dimml", 0, 90)
+            alone = {m: 60 + 10 * i + seed * (i == 0) for i, m in enumerate(names)}
+            write("joint_baseline.ensemble", seed, 90, alone=alone, probes=alone,
+                  name=f"{dataset}{seed}.json", dataset=dataset)
+    write("dimml", 0, 95)
     write("mine.bold", 0, 85)
     overview = table.overview(table.load(tmp_path))
-    header = "| method | lip reading, official (n = 2) | toy, official (n = 1) |"
-    assert overview.splitlines()[0] == header
-    assert cells(overview, "audio alone") == ["60.5 ± 0.7", "60.5 ± 0.7 (n = 2)"]
-    assert cells(overview, "lips or image alone") == ["70.0 ± 0.0", "70.0 ± 0.0 (n = 2)"]
-    assert cells(overview, "`dimml`") == ["", "90.0"]
-    order = [line.split("|")[1].strip() for line in overview.splitlines()[4:]]
-    assert order == ["`joint_baseline.ensemble`", "`dimml`", "`mine.bold`"]
+    header, _, *body = [[cell.strip() for cell in line.split("|")[1:-1]]
+                        for line in overview.splitlines()]
+    assert header == ["method", *(f"{name}, official (n = {n})" for name, n in
+                                  (("clips", 2), ("lips", 2), ("toy", 1)))]
+    assert body == [
+        ["audio alone", "60.5 ± 0.7", "60.5 ± 0.7", "60.5 ± 0.7 (n = 2)"],
+        ["flow or lips or image alone", "70.0 ± 0.0", "70.0 ± 0.0", "70.0 ± 0.0 (n = 2)"],
+        ["text alone", "80.0 ± 0.0", "", ""],
+        ["`joint_baseline.ensemble`", "90.0 ± 0.0", "90.0 ± 0.0", "90.0 ± 0.0 (n = 2)"],
+        ["`dimml`", "", "", "95.0"], ["`mine.bold`", "", "", "85.0"]]
 
 
 # ---- words ---------------------------------------------------------------------------------------
@@ -120,7 +125,7 @@ def test_words_by_hand(write, tmp_path):
         "No cost is shown for the audio encoder: 0.0 [−2.5, 2.5] points. "
         "Shown to beat the ensemble: `dimml` +3.1 [+2.9, +3.3]; "
         "worse: `joint_baseline.concat` −4.0 [−6.5, −1.5]; not told apart from it: `udi`; "
-        "not compared: `mine` (one seed).")
+        "not compared: `mine` (one seed in common).")
 
 
 def test_words_where_joint_training_helps_or_a_probe_is_missing(write, tmp_path):
@@ -129,7 +134,7 @@ def test_words_where_joint_training_helps_or_a_probe_is_missing(write, tmp_path)
         write("joint_baseline.concat", seed, 90, {"audio": 75 + seed, "image": 50})
     words = table.words(TOY, table.load(tmp_path)[TOY])
     assert "Joint training teaches the audio encoder 5.0 [5.0, 5.0] points more." in words
-    assert "What it costs the image encoder is not known: no seed in common." in words
+    assert "What joint training costs the image encoder is not known: no seed in common." in words
     assert "No method is shown to beat the ensemble; not told apart" in words
 
 
@@ -137,7 +142,7 @@ def test_words_of_one_seed_claim_nothing(write, tmp_path):
     write("joint_baseline.ensemble", 0, 90)
     write("joint_baseline.concat", 0, 80)
     words = table.words(TOY, table.load(tmp_path)[TOY])
-    assert "The audio encoder: 10.0 points, from one seed and so without an interval." in words
+    assert "The audio encoder lost 10.0 points jointly: one seed, so this shows nothing." in words
     assert "No method is shown to beat the ensemble; not compared: `joint_baseline.concat`" in words
 
 
@@ -170,6 +175,7 @@ DAMAGED = {
                             "result.heads.fused.last.accuracy is 'high'"),
     "in percent": (lambda r: put(r, 93.5, "heads", "fused", "last", "accuracy"), "is '93.5'"),
     "not a number": (lambda r: put(r, float("nan"), "probes", "audio"), "probes.audio is 'nan'"),
+    "a number beyond all bounds": (lambda r: put(r, 10**400, "seconds"), "result.seconds is '1000"),
     "a list for heads": (lambda r: put(r, [1], "modality_heads"), "modality_heads is no dict"),
     "an answer that is no head": (lambda r: put(r, "own", "answer"), "its answer 'own' is none"),
     "a prediction short": (lambda r: r["test"]["heads"]["fused"]["predictions"].pop(),
@@ -211,7 +217,7 @@ def test_a_modality_may_be_called_by_any_word_of_ours(write, tmp_path):
     overview = table.overview(table.load(tmp_path))
     assert cells(overview, "fused alone") == ["60.0"]
     assert cells(overview, "`joint_baseline.ensemble`") == ["90.0"]
-    assert "The fused encoder: 10.0 points" in table.words(TOY, table.load(tmp_path)[TOY])
+    assert "The fused encoder lost 10.0 points" in table.words(TOY, table.load(tmp_path)[TOY])
 
 
 def test_two_files_of_one_seed_are_both_left_out(write, tmp_path, capsys):
@@ -252,7 +258,7 @@ def test_rows_of_unequal_settings_are_not_paired(write, tmp_path):
     compared = cells(table.details(TOY, rows), "`dimml`")[-3:-1]
     assert compared == ["+5.0 [+5.0, +5.0]", "another data"]
     words = table.words(TOY, rows)
-    assert "What it costs the audio encoder is not known: another data." in words
+    assert "What joint training costs the audio encoder is not known: another data." in words
     assert "not compared: `joint_baseline.concat` (another data), `dimml` (another data)." in words
 
 
