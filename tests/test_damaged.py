@@ -25,7 +25,8 @@ def jpeg_or_png(path):
 CUT = {
     "flv": lambda p: raw.media(p / "a.flv", 2, video="flv1", audio="mp3", frames=raw.moving(50)),
     "mp4": lambda p: raw.media(p / "a.mp4", 2, audio="aac", frames=raw.moving(50)),
-    "mp4 from the web": lambda p: raw.faststart(raw.media(p / "a.mp4", 2, audio="aac", frames=raw.moving(50))),
+    "mp4 from the web": lambda p: raw.faststart(
+        raw.media(p / "a.mp4", 2, audio="aac", frames=raw.moving(50))),
     "avi": lambda p: raw.media(p / "a.avi", 2, audio="mp3", frames=raw.moving(50)),
     "wav": lambda p: raw.wav(p / "a.wav", raw.tone(0.5, 16_000), 16_000),
     "jpg": lambda p: jpeg_or_png(p / "a.jpg"),
