@@ -34,9 +34,11 @@ def index(raw, options):
                 rows[name] = (category, video, int(start), int(stop))
                 assign(official, name, PARTS[part], lists[-1])
     classes = sorted({row[0] for row in rows.values()})          # not the order of a file
-    items = [Item(name, classes.index(category), video,
-                  [str(videos.get(video.lower(), folder / f"{video}.mp4"))], {"start": start, "stop": stop})
-             for name, (category, video, start, stop) in rows.items()]
+    items = []
+    for name, (category, video, start, stop) in rows.items():
+        path = videos.get(video.lower(), folder / f"{video}.mp4")
+        detail = {"start": start, "stop": stop}
+        items.append(Item(name, classes.index(category), video, [str(path)], detail))
     held_out = {rows[name][1] for name, code in official.items() if code != PARTS["train"]}
     clean = {name: code for name, code in official.items()
              if code != PARTS["train"] or rows[name][1] not in held_out}

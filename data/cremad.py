@@ -23,7 +23,8 @@ def index(raw, options):
     wavs, flvs = find_by_name(sound, "*.wav"), find_by_name(picture, "*.flv")
 
     def named(file):
-        return [home / file for home in dict.fromkeys((raw, sound.parent)) if (home / file).exists()]
+        homes = dict.fromkeys((raw, sound.parent))
+        return [home / file for home in homes if (home / file).exists()]
 
     ids = {path.stem.upper() for path in (*wavs.values(), *flvs.values())}
     for path in named("SentenceFilenames.csv"):
@@ -35,9 +36,9 @@ def index(raw, options):
             assign(official, clip, 0 if path.name == "train.csv" else 2, path)
     if len({path.name for path in lists}) < 2:
         official = {}
-        notes.append("no train.csv and test.csv in the raw folder: only the split `clean` is made. The "
-                     "official lists stand in the repositories of OGM-GE (GeWu-Lab/OGM-GE_CVPR2022, "
-                     "data/CREMAD) and DI-MML")
+        notes.append("no train.csv and test.csv in the raw folder: only the split `clean` is made. "
+                     "The official lists stand in the repositories of OGM-GE "
+                     "(GeWu-Lab/OGM-GE_CVPR2022, data/CREMAD) and DI-MML")
     items = []
     for name in sorted(ids | set(official)):
         parts = name.split("_")
@@ -46,7 +47,8 @@ def index(raw, options):
         files = [wavs.get(name.lower(), sound / f"{name}.wav"),
                  flvs.get(name.lower(), picture / f"{name}.flv")]
         items.append(Item(name, CLASSES.index(parts[2]), parts[0], [str(path) for path in files]))
-    clean = {item.id: 2 if int(item.group) % 5 == 0 else 1 if int(item.group) % 10 == 3 else 0 for item in items}
+    clean = {item.id: 2 if int(item.group) % 5 == 0 else 1 if int(item.group) % 10 == 3 else 0
+             for item in items}
     modalities = {"audio": {"kind": "audio", "shape": (SECONDS * RATE,)},
                   "rgb": {"kind": "rgb", "shape": (FRAMES, 3, 256, 256), "framed": True}}
     splits = {"official": official, "clean": clean} if official else {"clean": clean}

@@ -1,5 +1,5 @@
-"""Raw files to arrays: sound and video through PyAV (whose wheel brings FFmpeg), pictures, and meshes
-seen from a side.
+"""Raw files to arrays: sound and video through PyAV (whose wheel brings FFmpeg), pictures, and
+meshes seen from a side.
 
 Used by `python -m data.prepare` alone; training never imports this module. Everything here raises
 BadFile, with a reason a person can act on, for a file that cannot be used. The numbers that decide
@@ -17,12 +17,12 @@ HELD = 256 * 2 ** 20      # bytes of decoded frames that are kept until it is kn
 CUT = 0.25                # seconds that may be missing of the length that a file claims
 MISSING = 1.0             # seconds that may be missing of what is asked for,
 MISSING_SHARE = 0.25      # and the share of it, whichever is less
-HOLE = 0.1                # seconds: a larger step in the time stamps of a sound is a hole, no jitter
+HOLE = 0.1                # seconds: a larger step between the time stamps of a sound is a hole
 QUIET = 2e-4              # standard deviation of a sound, full scale is 1 (-74 dB); less is silence
 LOUDEST = 10              # no sample lies further from 0, where full scale is 1
 RIFF_SLACK = 8            # bytes by which writers get the size of a chunk wrong
 RIFF_UNKNOWN = 0x7FFF0000     # bytes; such sizes are written where nobody knows the length
-SQUASH = 0x20 | 0x40000 | 0x2000      # libswscale's AREA | ACCURATE_RND | FULL_CHR_H_INT: exact greys
+SQUASH = 0x20 | 0x40000 | 0x2000      # libswscale: AREA | ACCURATE_RND | FULL_CHR_H_INT
 
 
 class BadFile(Exception):
@@ -37,16 +37,16 @@ class BadFile(Exception):
 
 
 def check_file(path):
-    """Raise BadFile for a file that is missing, empty, the Git LFS pointer to a file, or a RIFF (WAV,
-    AVI) cut short."""
+    """Raise BadFile for a file that is missing, empty, the Git LFS pointer to a file, or a RIFF
+    (WAV, AVI) cut short."""
     try:
         with open(path, "rb") as file:
             start, size = file.read(64), os.fstat(file.fileno()).st_size
             if not start:
                 raise BadFile(path, "is empty")
             if start.startswith(b"version https://git-lfs"):
-                raise BadFile(path, "is a Git LFS pointer, not the file itself: run `git lfs pull`, or "
-                                    "use a mirror (see docs/datasets.md)")
+                raise BadFile(path, "is a Git LFS pointer, not the file itself: run `git lfs "
+                                    "pull`, or use a mirror (see docs/datasets.md)")
             if start.startswith(b"RIFF") and size < (whole := riff_size(file, size)):
                 raise BadFile(path, f"is cut off: {size} of {whole} bytes")
     except OSError as error:
@@ -58,7 +58,8 @@ def riff_size(file, size):
     """Bytes that a RIFF has up to the end of its sound or pictures.
 
     The size in its header is not looked at: recorders and streams write there what they please. The
-    chunk `data` (WAV) or `movi` (AVI) says where it ends, unless it was written before that was known.
+    chunk `data` (WAV) or `movi` (AVI) says where it ends, unless it was written before that was
+    known.
     """
     place = 12
     while place + 8 <= size:
@@ -76,15 +77,15 @@ def riff_size(file, size):
 def decode_stream(path, kind, what, longest=None, keep=lambda frame: frame):
     """[(seconds or None, keep(frame))] of the first stream of a kind, "audio" or "video".
 
-    Raises BadFile where there is none, where it lasts clearly longer than `longest` seconds, and where
-    it ends before the file says that it does.
+    Raises BadFile where there is none, where it lasts longer than `longest` seconds, and where it
+    ends before the file says that it does. The first frame that cannot be decoded ends it, as what
+    comes after hangs on it.
     """
     import av
     av.logging.set_level(av.logging.PANIC)
     check_file(path)
     frames, failure = [], None
-    first, last, end, packets = {}, {}, {}, {}       # by stream, seconds: of its packets' time stamps
-
+    stamps = {}                              # {stream: [(seconds, duration) of its packets]}
     try:
         with av.open(str(path), metadata_errors="ignore") as container:
             stream = next(iter(getattr(container.streams, kind)), None)
@@ -92,67 +93,74 @@ def decode_stream(path, kind, what, longest=None, keep=lambda frame: frame):
                 raise BadFile(path, f"has no {what}")
             if stream.codec_context is None:
                 raise BadFile(path, f"cannot be decoded: its {what} is of an unknown kind")
+            chosen = stream.index
             stream.thread_type = "NONE"      # the pool has every core already
             pcm = stream.codec_context.name.startswith("pcm_")     # of which any part is good
             own = float((stream.duration or 0) * (stream.time_base or 0))
-            claimed = own or (container.duration or 0) / 1e6      # the longest stream's
+            claimed = own or (container.duration or 0) / 1e6       # the longest stream's
             try:
                 for packet in container.demux():
-                    i = packet.stream.index
                     if packet.pts is not None:
-                        at = float(packet.pts * packet.time_base)
-                        first[i], last[i] = min(first.get(i, at), at), max(last.get(i, at), at)
-                        length = float((packet.duration or 0) * packet.time_base)
-                        end[i] = max(end.get(i, at), at + length)
-                        packets[i] = packets.get(i, 0) + 1
-                    if i != stream.index or failure:
+                        at, length = packet.pts, packet.duration or 0
+                        stamps.setdefault(packet.stream.index, []).append(
+                            (at * packet.time_base, length * packet.time_base))
+                    if packet.stream.index != chosen or failure:
                         continue
                     try:
-                        if packet.is_corrupt and not pcm:        # only a part of it is there
+                        if packet.is_corrupt and not pcm:          # only a part of it is there
                             raise av.error.InvalidDataError(0, "a packet is damaged")
                         for frame in packet.decode():
                             frames.append((frame.time, keep(frame)))
                             if longest and (frame.time or 0) - (frames[0][0] or 0) > longest:
-                                raise BadFile(path, f"lasts longer than {longest} s, which no clip of "
-                                                    "this dataset does: something else under its name?")
-                    except av.error.FFmpegError as error:      # what comes after hangs on it
+                                raise BadFile(path, f"lasts longer than {longest} s, unlike any "
+                                                    "clip of this dataset: is it another one?")
+                    except av.error.FFmpegError as error:
                         failure = error
-            except IndexError:      # PyAV's, after the last frame, over a stream that appeared on the way
+            except av.error.FFmpegError as error:      # no packet more can be read
+                failure = failure or error
+            except IndexError:      # PyAV's, after the last one, over a stream that came on the way
                 pass
     except av.error.FFmpegError as error:
         raise BadFile(path, f"cannot be decoded: {error.strerror}") from None
 
     if not frames:
-        raise BadFile(path, f"cannot be decoded: {failure.strerror}" if failure else f"has no {what}")
-    for i in last:                  # not every container says how long a packet lasts
-        end[i] = max(end[i], last[i] + (last[i] - first[i]) / max(packets[i] - 1, 1))
-    i = stream.index
-    if own and i in end:
-        there = end[i] - first[i]
-    else:
-        there = max(end.values(), default=claimed)
+        reason = f"cannot be decoded: {failure.strerror}" if failure else f"has no {what}"
+        raise BadFile(path, reason)
+    spans = {index: span(stamps[index]) for index in stamps}
+    begin, end = spans.get(chosen, (0, claimed))
+    there = end - begin if own else max((end for _, end in spans.values()), default=claimed)
     if there < claimed - CUT:
         raise BadFile(path, f"is cut off: {what} for {there:.1f} of {claimed:.1f} s")
-    if failure and (frames[-1][0] or 0) < end.get(i, 0) - CUT:
-        raise BadFile(path, f"cannot be decoded from {frames[-1][0] or 0:.1f} s on: {failure.strerror}")
+    if failure and (frames[-1][0] or 0) < end - CUT:
+        last = frames[-1][0] or 0
+        raise BadFile(path, f"cannot be decoded from {last:.1f} s on: {failure.strerror}")
     return frames
+
+
+def span(stamps):
+    """When a stream begins and ends, of its packets' (seconds, duration); some containers leave the
+    duration out, then the last packet lasts as long as the others do on average."""
+    times, lengths = np.array(stamps, float).T
+    usual = (times.max() - times.min()) / max(len(times) - 1, 1)
+    return times.min(), max((times + lengths).max(), times.max() + usual)
 
 
 def check_there(path, what, there, wanted, start):
     """Raise BadFile where clearly less than the `wanted` seconds from `start` on are there."""
     if wanted - there > min(MISSING, MISSING_SHARE * wanted):
-        raise BadFile(path, f"has only {there:.3f} s of {what} in the {wanted:.3f} s from {start:g} s on")
+        raise BadFile(path, f"has only {there:.3f} s of {what} in the {wanted:.3f} s "
+                            f"from {start:g} s on")
 
 
 def read_audio(path, start=0.0, stop=None, longest=None):
     """The sound of a file from `start` to `stop` seconds: (L,) int16, mono, 16 kHz.
 
     Every block stands at the time that the file gives it, what is missing between them is silence.
-    Channels are averaged. Resampled with a windowed sinc (Kaiser, 64 zero crossings a side, its edge at
-    94.8 % of the lower Nyquist frequency: resampy's `kaiser_best`), which torchaudio computes.
+    Channels are averaged. Resampled with a windowed sinc (Kaiser, 64 zero crossings a side, its
+    edge at 94.8 % of the lower Nyquist frequency: resampy's `kaiser_best`), by torchaudio.
 
-    Raises BadFile for a file that lasts longer than `longest` seconds, and for a sound that is missing
-    in part, silent, or shorter than one window (512 samples).
+    Raises BadFile for a file that lasts longer than `longest` seconds, and for a sound that is
+    missing in part, silent, or shorter than one window (512 samples).
     """
     import av
     import torch
@@ -185,7 +193,8 @@ def read_audio(path, start=0.0, stop=None, longest=None):
     if not np.abs(sound).max() <= LOUDEST:
         raise BadFile(path, "has samples that are not finite, or far beyond full scale")
     if sound.std(1).max() < QUIET:
-        raise BadFile(path, f"is silent from {start:g} s on" if start or stop else "is silent throughout")
+        where = f"from {start:g} to {stop:g} s" if stop is not None else "throughout"
+        raise BadFile(path, f"is silent {where}")
     sound = sound.mean(0)
     if sound.std() < QUIET:
         raise BadFile(path, "is silent where its channels are averaged: they cancel each other")
@@ -201,24 +210,25 @@ def fit_length(sound, samples):
 
 
 def to_rgb(frame, size=None):
-    """A frame as uint8 (size, size, 3), or of its own size: exact greys, colours at full resolution."""
+    """A frame as uint8 (size, size, 3), or of its own size; greys are exact."""
     return frame.reformat(size, size, "rgb24", interpolation=SQUASH).to_ndarray()
 
 
 def read_frames(path, choose, size=256, longest=None):
-    """Frames of a video, squashed to size x size: uint8 (T, 3, size, size), and the (height, width) they
-    came from.
+    """Frames of a video, squashed to size x size: uint8 (T, 3, size, size), and the (height, width)
+    they came from.
 
-    choose(times, end)  times of all frames in seconds and the time the last one ends -> the T indices
-                        wanted
+    choose(times, end)  times of all frames in seconds and the time the last one ends -> the T
+                        indices wanted
     Raises BadFile, also for a video that lasts longer than `longest` seconds.
     """
     held = 0
 
     def squashed(frame):                 # the area filter uses every source pixel
-        return to_rgb(frame, size), frame.height, frame.width, round(getattr(frame, "rotation", 0) / 90) % 4
+        turn = round(getattr(frame, "rotation", 0) / 90) % 4
+        return to_rgb(frame, size), frame.height, frame.width, turn
 
-    def keep(frame):      # few frames are wanted, but a long clip of large ones would not fit into memory
+    def keep(frame):                     # few are wanted, but all of a long clip would not fit
         nonlocal held
         held += sum(plane.buffer_size for plane in frame.planes)
         return frame if held < HELD else squashed(frame)

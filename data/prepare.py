@@ -85,45 +85,47 @@ def find_files(folder, pattern):
 
 
 def find_by_name(folder, pattern):
-    """{name without its ending, in lower case: file} of the files that match, in `folder` or up to two
-    folders deeper. Raises DataError where a name is there twice."""
+    """{name without its ending, in lower case: file} of the files that match, in `folder` or up to
+    two folders deeper. Raises DataError where a name is there twice."""
     found = {}
     for path in (path for up in ("", "*/", "*/*/") for path in find_files(folder, up + pattern)):
         other = found.setdefault(path.stem.lower(), path)
         if other != path:
-            raise DataError(f"{other} and {path} are there under one name: remove the one that is wrong")
+            raise DataError(f"{other} and {path} have one name: remove the one that is wrong")
     return found
 
 
 def find_folder(raw, *names):
-    """The folder of one of these names, the first that is there, in `raw` or one folder deeper; upper and
-    lower case alike. Where it holds nothing but a folder of its own name, that one.
+    """The folder of one of these names, the first that is there, in `raw` or one folder deeper;
+    upper and lower case alike. Where it holds nothing but a folder of its own name, that one.
 
     Raises DataError where there is none, or more than one of a name.
     """
     def folders(place):
-        return sorted(path for path in Path(place).iterdir() if path.is_dir() and not of_the_system(path.name))
+        return sorted(path for path in Path(place).iterdir()
+                      if path.is_dir() and not of_the_system(path.name))
 
     for places in ([raw], folders(raw)):
         for name in names:
             found = places
             for part in Path(name).parts:
-                found = [path for place in found for path in folders(place) if path.name.lower() == part.lower()]
+                found = [path for place in found for path in folders(place)
+                         if path.name.lower() == part.lower()]
             if len(found) > 1:
-                raise DataError(f"{name} is there more than once, as {' and '.join(map(str, found))}: "
-                                "leave the one that is meant")
+                raise DataError(f"{name} is there more than once, as "
+                                f"{' and '.join(map(str, found))}: leave the one that is meant")
             if found:
                 inner = [path for path in found[0].iterdir() if not of_the_system(path.name)]
                 return inner[0] if [path.name for path in inner] == [found[0].name] else found[0]
     there = ", ".join(path.name for path in folders(raw)[:8]) or "no folder"
-    raise DataError(f"{raw} holds none of the folders {', '.join(names)}, nor does a folder in it; it holds "
-                    f"{there}: see docs/datasets.md for what to put where")
+    raise DataError(f"{raw} holds none of the folders {', '.join(names)}, nor does a folder in it; "
+                    f"it holds {there}: see docs/datasets.md for what to put where")
 
 
 def read_list(path, separators):
     """The rows of a split list, each a list of its fields. Raises DataError.
 
-    path        UTF-8, or UTF-16 with its mark; a first row without any digit is a header and left out
+    path        UTF-8, or UTF-16 with its mark; a first row without a digit is a header, left out
     separators  each of these characters ends a field; quotes around a field are taken off
     """
     try:
@@ -131,10 +133,12 @@ def read_list(path, separators):
         utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = data.decode("utf-16" if utf16 else "utf-8-sig")
     except FileNotFoundError:
-        raise DataError(f"the list {path} is missing: see docs/datasets.md for where it comes from") from None
+        raise DataError(f"the list {path} is missing: see docs/datasets.md for where it comes "
+                        "from") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the list {path} cannot be read: {error}") from None
-    rows = [[field.strip().strip("'\"").strip() for field in re.split(f"[{re.escape(separators)}]", line)]
+    ends = re.compile(f"[{re.escape(separators)}]")
+    rows = [[field.strip().strip("'\"").strip() for field in ends.split(line)]
             for line in text.splitlines() if line.strip()]
     if rows and not re.search(r"\d", "".join(rows[0])):
         del rows[0]
@@ -150,23 +154,25 @@ def assign(codes, item, part, path):
 
 
 def check_complete(index, name, skip_bad):
-    """Raise DataError for counts that are not those of the complete download, and for missing files.
+    """Raise DataError for counts that are not those of the complete download, and for missing
+    files.
 
-    `skip_bad` lets items without their files pass, as they are known by name; a count that is short
-    because nobody knows of an item is an error all the same.
+    `skip_bad` lets items without their files pass, as they are known by name; a count that is
+    short because nobody knows of an item is an error all the same.
     """
     for split, expected in index.expected.items():
         found = tuple(sum(code == PARTS[part] for code in index.splits[split].values()) for part in PARTS)
         if found != expected:
             raise DataError(
-                f"{name}, split {split}: the complete download has {expected[0]} train, {expected[1]} val "
-                f"and {expected[2]} test items, here are {found[0]}, {found[1]} and {found[2]}. Complete the "
-                "download and its lists (--skip-bad leaves out only items that are known by name)")
+                f"{name}, split {split}: the complete download has {expected[0]} train, "
+                f"{expected[1]} val and {expected[2]} test items, here are {found[0]}, {found[1]} "
+                f"and {found[2]}. Complete the download and its lists (--skip-bad leaves out only "
+                "what is known by name)")
     files = dict.fromkeys(path for item in index.items for path in item.files)
     missing = [path for path in files if not os.path.exists(path)]
     if missing and not skip_bad:
-        raise DataError(f"{len(missing)} files of {name} are missing, the first: {missing[0]}. Complete the "
-                        "download, or pass --skip-bad to go on without them")
+        raise DataError(f"{len(missing)} files of {name} are missing, the first: {missing[0]}. "
+                        "Complete the download, or pass --skip-bad to go on without them")
 
 
 def check_classes(index, name, left_out=()):
@@ -396,7 +402,7 @@ def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=F
     group_names = sorted({item.group for item in index.items})
     groups = np.searchsorted(group_names, [item.group for item in index.items])
     notes = {"skipped": dict(sorted(reasons.items())), "notes": index.notes, "groups": group_names,
-             "expected": {split: dict(zip(PARTS, counts)) for split, counts in index.expected.items()},
+             "expected": {split: dict(zip(PARTS, n)) for split, n in index.expected.items()},
              "options": options, "thresholds": thresholds, "versions": decoder_versions(),
              "lists": {Path(path).name: store.sha256(path) for path in index.lists}}
     store.finish(partial, folder, modalities, labels, splits, index.classes, ids, groups, notes,

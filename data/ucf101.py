@@ -4,11 +4,12 @@ Raw, with ucfTrainTestlist/ (classInd.txt, trainlist01.txt, testlist01.txt) besi
 a) UCF-101/<Class>/v_*.avi; flow is computed here: TV-L1, as published, needs
    `pip install opencv-contrib-python-headless`; --flow dis is a hundred times faster and becomes a
    modality of its own name, `flow_dis`, so that the two never mix;
-b) jpegs_256/<clip>/frame000001.jpg and tvl1_flow/{u,v}/<clip>/frame000001.jpg, as published with TV-L1
-   (also as tvl1_flow/<clip>/x_00001.jpg and y_00001.jpg, or flow_x_ and flow_y_, or these beside the
-   frames in jpegs_256/<clip>).
+b) jpegs_256/<clip>/frame000001.jpg and tvl1_flow/{u,v}/<clip>/frame000001.jpg, as published with
+   TV-L1 (also as tvl1_flow/<clip>/x_00001.jpg and y_00001.jpg, or flow_x_ and flow_y_, or these
+   beside the frames in jpegs_256/<clip>).
 
-official = clean  split 1, 9,537 / 3,783; no group of clips (gXX: one background, one actor) stands in both
+official = clean  split 1, 9,537 / 3,783; no group of clips (gXX: one background, one actor) stands
+                  in both
 """
 
 import re
@@ -33,13 +34,13 @@ def index(raw, options):
     if any(len(row) != 2 for row in numbered):
         raise DataError(f"{lists / 'classInd.txt'}: each line should be a number and a class")
     classes = [kind for _, kind in numbered]
-    label = {kind.lower(): i for i, kind in enumerate(classes)}    # HandStandPushups, HandstandPushups
+    label = {kind.lower(): i for i, kind in enumerate(classes)}    # Hand[sS]tandPushups
     places = find_clips(raw, options)
 
     items, official = [], {}
     for part, code in (("train", 0), ("test", 2)):
         path = lists / f"{part}list01.txt"
-        for row in read_list(path, ",; \t"):                       # the test list has no label behind it
+        for row in read_list(path, ",; \t"):                       # the test list has no label
             kind, _, file = row[0].partition("/")
             clip, kind = file.partition(".")[0], kind.lower()
             if kind not in label or not re.search(r"_g\d\d_c\d\d$", clip):
@@ -47,14 +48,15 @@ def index(raw, options):
             files = [str(found.get(clip.lower(), folder / clip)) for folder, found in places]
             items.append(Item(clip, label[kind], clip[:-4], files))
             assign(official, clip, code, path)
-    modalities = {flow_name(options): {"kind": "flow", "shape": (FLOW_FRAMES, 2, 256, 256), "framed": True},
+    flow = {"kind": "flow", "shape": (FLOW_FRAMES, 2, 256, 256), "framed": True}
+    modalities = {flow_name(options): flow,
                   "rgb": {"kind": "rgb", "shape": (1, 3, 256, 256), "framed": True}}
     return Index(items, classes, modalities, {"official": official, "clean": official}, EXPECTED,
                  [lists / "trainlist01.txt", lists / "testlist01.txt"])
 
 
 def find_clips(raw, options):
-    """[(folder, {clip in lower case: its file or folder})]: of the videos, or of the frames and the flow."""
+    """[(folder, {clip in lower case: its file or folder})], of the videos or of frames and flow."""
     videos = next((path for path in sorted(raw.iterdir())
                    if path.is_dir() and path.name.lower() in ("ucf-101", "ucf101")), raw)
     if videos != raw or find_files(raw, "*/v_*.avi"):
@@ -67,13 +69,16 @@ def find_clips(raw, options):
         return folder, {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
 
     if options["flow"] != "tvl1":
-        raise DataError(f"--flow {options['flow']} needs the videos, UCF-101/<Class>/v_*.avi: published flow is TV-L1")
+        raise DataError(f"--flow {options['flow']} needs the videos, UCF-101/<Class>/v_*.avi, and "
+                        f"{raw} holds none: published flow is TV-L1")
     frames = clips(find_folder(raw, "jpegs_256", "jpegs"))
     first = next(iter(frames[1].values()), raw)
     if any(FLOW_PREFIX.match(path.name) for path in find_files(first, "*")):
         return [frames, frames]
     flow, found = clips(find_folder(raw, "tvl1_flow"))
-    return [frames, clips(flow / "u"), clips(flow / "v")] if "u" in found else [frames, (flow, found)]
+    if "u" in found:
+        return [frames, clips(flow / "u"), clips(flow / "v")]
+    return [frames, (flow, found)]
 
 
 def flow_name(options):
@@ -122,7 +127,7 @@ def from_video(item, method):
 def numbered_pictures(folder):
     """The pictures of a folder as {prefix: {number: path}}, frame000007.jpg as 7 of "frame".
 
-    Raises BadFile where the folder is missing or empty, and where a number is there twice or missing.
+    Raises BadFile where the folder is missing or empty, and where a number is there twice or not.
     """
     if not Path(folder).is_dir():
         raise BadFile(folder, "is missing")
@@ -134,28 +139,28 @@ def numbered_pictures(folder):
                 raise BadFile(folder, f"holds a picture without a number, {path.name}")
             other = groups.setdefault(prefix.lower(), {}).setdefault(int(number), path)
             if other != path:
-                raise BadFile(folder, f"holds picture {int(number)} twice: {other.name}, {path.name}")
+                raise BadFile(folder, f"holds a number twice: {other.name} and {path.name}")
     if not groups:
         raise BadFile(folder, "holds no pictures")
     for prefix, group in groups.items():
         start, stop = min(min(group), 1), max(group) + 1
         absent = sorted(set(range(start, stop)) - set(group))
         if absent:
-            raise BadFile(folder, f"holds {len(group)} pictures {prefix}*, up to number {stop - 1}, "
-                                  f"but none with number {absent[0]}")
+            raise BadFile(folder, f"holds {len(group)} pictures {prefix}*, the last is number "
+                                  f"{stop - 1}, but none with number {absent[0]}")
     return groups
 
 
 def from_pictures(item):
     def only(groups, folder):
         if len(groups) != 1:
-            kinds = ", ".join(f"{len(group)} {prefix}*" for prefix, group in groups.items()) or "none"
-            raise BadFile(folder, f"should hold pictures of one kind: it holds {kinds}")
+            kinds = ", ".join(f"{len(group)} {prefix}*" for prefix, group in groups.items())
+            raise BadFile(folder, f"should hold pictures of one kind: it holds {kinds or 'none'}")
         return next(iter(groups.values()))
 
     folders = [numbered_pictures(folder) for folder in item.files]
-    frames = only({prefix: group for prefix, group in folders[0].items() if not FLOW_PREFIX.fullmatch(prefix)},
-                  item.files[0])
+    frames = only({prefix: group for prefix, group in folders[0].items()
+                   if not FLOW_PREFIX.fullmatch(prefix)}, item.files[0])
     if len(folders) == 3:                                   # a folder of u, one of v
         u, v = map(only, folders[1:], item.files[1:])
     else:
@@ -164,10 +169,11 @@ def from_pictures(item):
         u, v = of.get("x", {}), of.get("y", {})
     if set(u) != set(v):
         odd = min(set(u) ^ set(v))
-        raise BadFile(item.files[1], f"holds {len(u)} pictures of u and {len(v)} of v: number {odd} has but one")
+        raise BadFile(item.files[1], f"holds {len(u)} pictures of u and {len(v)} of v: number "
+                                     f"{odd} has but one of them")
     if not 0 <= len(frames) - len(u) <= FLOW_LACKS:
-        raise BadFile(item.files[1], f"holds flow of {len(u)} frames, {item.files[0]} {len(frames)} frames: "
-                                     "one of them is not complete")
+        raise BadFile(item.files[1], f"holds flow of {len(u)} frames, {item.files[0]} "
+                                     f"{len(frames)} frames: one of them is not complete")
     if len(u) < FLOW_FRAMES:
         raise BadFile(item.files[1], f"holds flow of {len(u)} frames, {FLOW_FRAMES} are needed")
     middle = len(frames) // 2

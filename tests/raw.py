@@ -45,8 +45,8 @@ def media(path, seconds=1.0, fps=25, size=(64, 48), video="mpeg4", audio=None, r
 
 
 def without_packets(path, start, stop, jitter=0.0):
-    """The same file without the sound's packets from `start` to `stop` seconds; the others' time stamps,
-    but the first's, are moved by up to `jitter` seconds."""
+    """The same file without the sound's packets from `start` to `stop` seconds; the time stamps of
+    the others, but the first, are moved by up to `jitter` seconds."""
     rng, out = np.random.default_rng(0), path.with_stem(f"{path.stem} thin")
     with av.open(str(path)) as old, av.open(str(out), "w") as new:
         streams = {stream: new.add_stream_from_template(stream) for stream in old.streams}
@@ -64,7 +64,8 @@ def without_packets(path, start, stop, jitter=0.0):
 
 def faststart(path):
     """The same MP4 with its index in front of the pictures, as it comes from the web."""
-    with av.open(str(path)) as old, av.open(str(path.with_stem("fast")), "w", options={"movflags": "faststart"}) as new:
+    fast = av.open(str(path.with_stem("fast")), "w", options={"movflags": "faststart"})
+    with av.open(str(path)) as old, fast as new:
         streams = {stream: new.add_stream_from_template(stream) for stream in old.streams}
         for packet in old.demux():
             if packet.dts is not None:

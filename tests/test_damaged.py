@@ -25,7 +25,8 @@ def jpeg_or_png(path):
 CUT = {
     "flv": lambda p: raw.media(p / "a.flv", 2, video="flv1", audio="mp3", frames=raw.moving(50)),
     "mp4": lambda p: raw.media(p / "a.mp4", 2, audio="aac", frames=raw.moving(50)),
-    "mp4 from the web": lambda p: raw.faststart(raw.media(p / "a.mp4", 2, audio="aac", frames=raw.moving(50))),
+    "mp4 from the web": lambda p: raw.faststart(
+        raw.media(p / "a.mp4", 2, audio="aac", frames=raw.moving(50))),
     "avi": lambda p: raw.media(p / "a.avi", 2, audio="mp3", frames=raw.moving(50)),
     "wav": lambda p: raw.wav(p / "a.wav", raw.tone(0.5, 16_000), 16_000),
     "jpg": lambda p: jpeg_or_png(p / "a.jpg"),
@@ -37,7 +38,8 @@ CUT = {
 def readers(path):
     """{what: (read it, whether what was read of a part is right, given what was read of the whole)}"""
     def begins(part, all_of_it):        # the resampler's filter sees the end 600 samples ahead at most
-        return len(part) <= len(all_of_it) and np.abs(part.astype(int) - all_of_it[:len(part)])[:-600].max(initial=0) <= 1
+        missing, off = len(all_of_it) - len(part), part.astype(int) - all_of_it[:len(part)]
+        return 0 <= missing < 16_000 * (media.CUT + 0.05) and np.abs(off)[:-600].max(initial=0) <= 1
 
     def among(part, all_of_it):
         return all((frame == all_of_it).all((1, 2, 3)).any() for frame in part)

@@ -345,8 +345,8 @@ def clip_folder(folder, names, value=lambda n: n, suffix="jpg"):
 
 def leave_system_files(folder):
     for name in ("._frame1.jpg", "._frame000001.JPG", ".DS_Store", "Thumbs.db", "desktop.ini",
-                 "__MACOSX/frame2.jpg", "._1001_IEO_NEU_XX.wav", "._video_0.mp4", "._1001_IEO_NEU_XX.flv",
-                 "._v_Biking_g01_c01.avi"):
+                 "__MACOSX/frame2.jpg", "._1001_IEO_NEU_XX.wav", "._1001_IEO_NEU_XX.flv",
+                 "._video_0.mp4", "._v_Biking_g01_c01.avi"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"\0\5\x16\7")
 
@@ -361,27 +361,30 @@ def test_pictures_are_taken_by_their_numbers(suffix, tmp_path):
         leave_system_files(folder)
     rgb, flow, size = ucf101.from_pictures(Item("a", 0, "g", [str(f) for f in (frames, u, v)]))
     assert abs(rgb.mean() - 61) < 1 and size == (26, 34)
-    assert np.abs(flow.mean((2, 3)) - np.stack([np.arange(56, 66), np.arange(156, 166)], 1)).max() < 1.5
+    assert np.abs(flow.mean((2, 3)) - np.arange(56, 66)[:, None] - [0, 100]).max() < 1.5
 
 
 def test_frames_and_flow_in_one_folder(tmp_path):
-    clip_folder(tmp_path / "a", {"img_{:05d}": (1, 40), "flow_y_{:05d}": (1, 39), "flow_x_{:05d}": (1, 39)})
+    clip_folder(tmp_path / "a", {"img_{:05d}": (1, 40), "flow_y_{:05d}": (1, 39),
+                                 "flow_x_{:05d}": (1, 39)})
     rgb, flow, _ = ucf101.from_pictures(Item("a", 0, "g", [str(tmp_path / "a")] * 2))
     assert abs(rgb.mean() - 21) < 1
-    assert np.abs(flow.mean((2, 3)) - np.stack([np.arange(116, 126), np.arange(16, 26)], 1)).max() < 1.5
+    assert np.abs(flow.mean((2, 3)) - np.arange(16, 26)[:, None] - [100, 0]).max() < 1.5
 
 
 @pytest.mark.parametrize("change,reason", [
     (lambda f, u, v: [(f / f"frame{n}.jpg").unlink() for n in range(31, 121)],
      "u: holds flow of 119 frames, .*frames 30 frames: one of them is not complete"),
-    (lambda f, u, v: (f / "frame77.jpg").unlink(), "frames: holds 119 pictures frame.*none with number 77"),
-    (lambda f, u, v: [(f / f"frame{n}.jpg").unlink() for n in range(1, 31)], "but none with number 1"),
-    (lambda f, u, v: (u / "frame119.jpg").rename(u / "frame0.jpg"), "119 pictures of u and 119 of v: number 0"),
-    (lambda f, u, v: (u / "frame119.jpg").unlink(), "118 pictures of u and 119 of v: number 119 has but one"),
-    (lambda f, u, v: (f / "frame0077.jpg").write_bytes(b""), "holds picture 77 twice"),
-    (lambda f, u, v: (f / "frame7.png").write_bytes(b""), "holds picture 7 twice"),
+    (lambda f, u, v: (f / "frame77.jpg").unlink(), "frames: holds 119 pictures frame.*number 77"),
+    (lambda f, u, v: [(f / f"frame{n}.jpg").unlink() for n in range(1, 31)], "none with number 1"),
+    (lambda f, u, v: (u / "frame119.jpg").rename(u / "frame0.jpg"),
+     "119 pictures of u and 119 of v: number 0 has but one"),
+    (lambda f, u, v: (u / "frame119.jpg").unlink(),
+     "118 pictures of u and 119 of v: number 119 has but one"),
+    (lambda f, u, v: (f / "frame0077.jpg").write_bytes(b""), "frame0077.jpg and frame77.jpg"),
+    (lambda f, u, v: (f / "frame7.png").write_bytes(b""), "twice: frame7.jpg and frame7.png"),
     (lambda f, u, v: (f / "cover.jpg").write_bytes(b""), "a picture without a number, cover.jpg"),
-    (lambda f, u, v: (f / "thumb1.jpg").write_bytes(b""), "of one kind: it holds 120 frame.*, 1 thumb"),
+    (lambda f, u, v: (f / "thumb1.jpg").write_bytes(b""), "it holds 120 frame.*, 1 thumb"),
     (lambda f, u, v: shutil.rmtree(v), "v: is missing"),
     (lambda f, u, v: [path.unlink() for path in f.iterdir()], "frames: holds no pictures"),
 ])
@@ -396,7 +399,8 @@ def test_a_clip_of_pictures_that_is_not_whole_is_named(change, reason, tmp_path)
 
 def test_sound_and_picture_of_a_cremad_clip_are_compared(tmp_path):
     wav = raw.wav(tmp_path / "a.wav", raw.tone(1.2, 16_000), 16_000)
-    for seconds, reason in ((1.0, None), (4.0, "lasts 4.0 s, its sound .*a.wav 1.2 s"), (61, "longer than 10 s")):
+    for seconds, reason in ((1.0, None), (4.0, "lasts 4.0 s, its sound .*a.wav 1.2 s"),
+                            (61, "a.flv: lasts longer than 10 s")):
         flv = raw.media(tmp_path / "a.flv", seconds, fps=10, video="flv1")
         with contextlib.nullcontext() if reason is None else pytest.raises(BadFile, match=reason):
             cremad.decode(Item("a", 0, "g", [str(wav), str(flv)]), {})
@@ -408,17 +412,19 @@ def test_sound_and_picture_of_a_cremad_clip_are_compared(tmp_path):
 @pytest.mark.parametrize("seconds,sound,event,reason", [
     (10, 0.5, (0, 10), r"has only 0\.\d+ s of sound in the 10.000 s from 0 s on"),
     (10, 9.5, (9, 10), "s of sound in the 1.000 s from 9 s on"), (10, 9.9, (8, 10), None),
-    (9.9, 10, (8, 10), None), (8, 10, (6, 10), "has only 2.000 s of picture in the 4.000 s from 6 s on"),
+    (9.9, 10, (8, 10), None),
+    (8, 10, (6, 10), "has only 2.000 s of picture in the 4.000 s from 6 s on"),
     (40, 40, (0, 10), "lasts longer than 12 s"), (11.1, 11.1, (0, 10), None),
 ])
 def test_an_event_has_its_sound_and_its_picture(seconds, sound, event, reason, tmp_path):
-    path = raw.media(tmp_path / "a.mp4", seconds, fps=10, audio="aac", sound=raw.tone(sound, 44_100))
+    path = raw.media(tmp_path / "a.mp4", seconds, 10, audio="aac", sound=raw.tone(sound, 44_100))
     item = Item("a", 0, "a", [str(path)], {"start": event[0], "stop": event[1]})
     with contextlib.nullcontext() if reason is None else pytest.raises(BadFile, match=reason):
         ave.decode(item, {})
 
 
-@pytest.mark.parametrize("module,make", [(cremad, raw.cremad), (ave, raw.ave), (ucf101, raw.ucf_pictures)])
+@pytest.mark.parametrize("module,make", [(cremad, raw.cremad), (ave, raw.ave),
+                                         (ucf101, raw.ucf_pictures)])
 def test_what_other_systems_leave_behind_is_no_data(module, make, tmp_path):
     make(tmp_path)
     before = module.index(tmp_path, {"flow": "tvl1"})
@@ -434,7 +440,7 @@ def rewrite(path, change=lambda text: text, encoding="utf-8"):
 @pytest.mark.parametrize("change", [
     lambda f: rewrite(f, lambda text: "id,emotion\n" + text),
     lambda f: rewrite(f, lambda text: text.replace(",", ";").replace("\n", "\r\n")),
-    lambda f: rewrite(f, lambda text: '"Filename", "Emotion"\n' + re.sub(r"(\w+),(\w+)", r'"\1", "\2"', text)),
+    lambda f: rewrite(f, lambda text: '"File"\n' + re.sub(r"(\w+),(\w+)", r'"\1", "\2"', text)),
     lambda f: rewrite(f, encoding="utf-16"), lambda f: rewrite(f, encoding="utf-8-sig"),
     lambda f: rewrite(f, lambda text: re.sub(r"(\w+),(\w+)", r"AudioWAV/\1.wav,\2", text)),
 ])
@@ -450,10 +456,12 @@ def test_lists_of_ave_and_ucf101_in_other_spellings(tmp_path):
     raw.ucf_pictures(tmp_path / "ucf")
     before = ave.index(tmp_path / "ave", {}), ucf101.index(tmp_path / "ucf", {"flow": "tvl1"})
     rewrite(tmp_path / "ave/trainSet.txt", lambda text: text.replace("&", ";"), "utf-16")
-    rewrite(tmp_path / "ave/testSet.txt", lambda text: '"' + text.strip().replace("&", '"&"').replace("\n", '"\n"') + '"')
-    rewrite(tmp_path / "ucf/ucfTrainTestlist/trainlist01.txt", lambda text: "path label\n" + text.replace(" ", ";"))
-    rewrite(tmp_path / "ucf/ucfTrainTestlist/classInd.txt", lambda text: text.replace(" ", ","), "utf-16")
-    assert (ave.index(tmp_path / "ave", {}), ucf101.index(tmp_path / "ucf", {"flow": "tvl1"})) == before
+    rewrite(tmp_path / "ave/testSet.txt", lambda text: re.sub("([^&\n]+)", r'"\1"', text))
+    lists = tmp_path / "ucf/ucfTrainTestlist"
+    rewrite(lists / "trainlist01.txt", lambda text: "path label\n" + text.replace(" ", ";"))
+    rewrite(lists / "classInd.txt", lambda text: text.replace(" ", ","), "utf-16")
+    after = ave.index(tmp_path / "ave", {}), ucf101.index(tmp_path / "ucf", {"flow": "tvl1"})
+    assert after == before
 
 
 def one_deeper(root, name):
@@ -462,14 +470,22 @@ def one_deeper(root, name):
     (root / "moved").rename(root / name / name)
 
 
+def each(root, pattern, name):
+    for path in sorted(root.glob(pattern)):
+        path.rename(name(path))
+
+
 @pytest.mark.parametrize("make,change", [
-    (raw.cremad, lambda r: one_deeper(r, "AudioWAV")), (raw.cremad, lambda r: (r / "AudioWAV").rename(r / "audiowav")),
-    (raw.cremad, lambda r: [p.rename(p.with_suffix(".WAV")) for p in sorted((r / "AudioWAV").iterdir())]),
-    (raw.ave, lambda r: one_deeper(r, "AVE")), (raw.ave, lambda r: (r / "AVE").rename(r / "videos")),
-    (raw.ave, lambda r: [p.rename(p.with_suffix(".MP4")) for p in sorted((r / "AVE").iterdir())]),
-    (raw.ucf_videos, lambda r: one_deeper(r, "UCF-101")), (raw.ucf_videos, lambda r: (r / "UCF-101").rename(r / "UCF101")),
-    (raw.ucf_videos, lambda r: [p.rename(p.with_suffix(".AVI")) for p in sorted((r / "UCF-101").glob("*/*"))]),
-    (raw.ucf_videos, lambda r: [p.rename(r / "UCF-101" / p.name.replace("B", "b")) for p in sorted((r / "UCF-101").glob("*/*"))]),
+    (raw.cremad, lambda r: one_deeper(r, "AudioWAV")),
+    (raw.cremad, lambda r: (r / "AudioWAV").rename(r / "audiowav")),
+    (raw.cremad, lambda r: each(r, "AudioWAV/*", lambda p: p.with_suffix(".WAV"))),
+    (raw.ave, lambda r: one_deeper(r, "AVE")),
+    (raw.ave, lambda r: (r / "AVE").rename(r / "videos")),
+    (raw.ave, lambda r: each(r, "AVE/*", lambda p: p.with_suffix(".MP4"))),
+    (raw.ucf_videos, lambda r: one_deeper(r, "UCF-101")),
+    (raw.ucf_videos, lambda r: (r / "UCF-101").rename(r / "UCF101")),
+    (raw.ucf_videos, lambda r: each(r, "UCF-101/*/*", lambda p: p.with_suffix(".AVI"))),
+    (raw.ucf_videos, lambda r: each(r, "UCF-101/*", lambda p: p.with_name(p.name.lower()))),
     (raw.ucf_videos, lambda r: one_deeper(r, "ucfTrainTestlist")),
     (raw.ucf_pictures, lambda r: (one_deeper(r, "jpegs_256"), one_deeper(r, "tvl1_flow"))),
 ])
@@ -490,10 +506,12 @@ def test_a_layout_with_two_meanings_is_said(tmp_path, capsys):
     shutil.copytree(tmp_path / "raw/AudioWAV", tmp_path / "raw/AudioWAV/AudioWAV")
     run("cremad", tmp_path, code=2)
     error = capsys.readouterr().err
-    assert "AudioWAV/1001_IEO_ANG_XX.wav" in error and "AudioWAV/AudioWAV/1001_IEO_ANG_XX.wav are there under" in error
+    assert "AudioWAV/1001_IEO_ANG_XX.wav and " in error
+    assert "AudioWAV/AudioWAV/1001_IEO_ANG_XX.wav have one name" in error
     shutil.rmtree(tmp_path / "raw/AudioWAV")
     run("cremad", tmp_path, code=2)
-    assert "holds none of the folders AudioWAV" in (error := capsys.readouterr().err) and "it holds VideoFlash" in error
+    error = capsys.readouterr().err
+    assert "holds none of the folders AudioWAV" in error and "it holds VideoFlash" in error
     shutil.copytree(tmp_path / "raw/VideoFlash", tmp_path / "raw/a/AudioWAV")
     shutil.copytree(tmp_path / "raw/VideoFlash", tmp_path / "raw/b/AudioWAV")
     run("cremad", tmp_path, code=2)
@@ -503,26 +521,27 @@ def test_a_layout_with_two_meanings_is_said(tmp_path, capsys):
 def test_skip_bad_accounts_for_every_item(tmp_path, monkeypatch, capsys):
     ids = raw.cremad(tmp_path / "raw")
     monkeypatch.setattr(cremad, "EXPECTED", {"official": (18, 0, 6), "clean": (12, 6, 6)})
-    raw.wav(tmp_path / f"raw/AudioWAV/{ids[1]}.wav", 0 * raw.tone(1, 16_000), 16_000)         # no sound
-    for file in (f"AudioWAV/{ids[2]}.wav", f"VideoFlash/{ids[2]}.flv"):                       # no files
+    raw.wav(tmp_path / f"raw/AudioWAV/{ids[1]}.wav", 0 * raw.tone(1, 16_000), 16_000)
+    for file in (f"AudioWAV/{ids[2]}.wav", f"VideoFlash/{ids[2]}.flv"):
         (tmp_path / "raw" / file).unlink()
     run("cremad", tmp_path, "--skip-bad")
     assert f"left out: {ids[1]}, {ids[2]}\n" in capsys.readouterr().out
     meta = json.loads((tmp_path / "out/cremad/meta.json").read_text())
-    assert sorted(meta["skipped"]) == ids[1:3] and meta["expected"]["official"] == {"train": 18, "val": 0, "test": 6}
+    assert sorted(meta["skipped"]) == ids[1:3]
+    assert meta["expected"]["official"] == {"train": 18, "val": 0, "test": 6}
     assert meta["splits"]["official"] == {"train": 16, "val": 0, "test": 6}
     assert meta["thresholds"]["QUIET"] == 2e-4 and meta["thresholds"]["APART"] == 0.5
     shutil.rmtree(tmp_path / "out")
-    rewrite(tmp_path / "raw/train.csv", lambda text: re.sub(rf"{ids[2]},\w+\n", "", text))   # nobody knows of it
+    rewrite(tmp_path / "raw/train.csv", lambda text: re.sub(rf"{ids[2]},\w+\n", "", text))
     run("cremad", tmp_path, "--skip-bad", code=2)
     assert "has 18 train, 0 val and 6 test items, here are 17, 0 and 6" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     (tmp_path / "raw/test.csv").unlink()
-    run("cremad", tmp_path, "--skip-bad", code=2)                                             # the split `clean`
+    run("cremad", tmp_path, "--skip-bad", code=2)                               # the split `clean`
     assert "here are 11, 6 and 6" in capsys.readouterr().err
     (tmp_path / "raw/SentenceFilenames.csv").write_text(
         '"Stimulus_Number","Filename"\n' + "".join(f'{n},"{name}"\n' for n, name in enumerate(ids)))
-    run("cremad", tmp_path, "--skip-bad")                                                     # now it is known
+    run("cremad", tmp_path, "--skip-bad")                                       # now it is known
     assert f"left out: {ids[1]}, {ids[2]}\n" in capsys.readouterr().out
 
 
