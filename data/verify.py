@@ -2,15 +2,18 @@
 
     python -m data.verify ave
 
-prints a line a file and ends with exit code 2 if one is damaged: missing, cut, enlarged, changed, or holding features
-that are not finite. Then labels, groups, splits and ids must fit each other and the counts in meta.json.
+prints a line a file and ends with exit code 2 if one is damaged: missing, cut, enlarged, changed, or
+holding features that are not finite. Then labels, groups, splits and ids must fit each other and the
+counts in meta.json.
 
-Nothing vouches for meta.json itself. A change there is found where it disagrees with the arrays; class names, a modality's
-options (scale, mean, ...) and the notes can be changed unseen. So its own SHA-256 is printed: compare it with the one that
-whoever gave you the folder has.
+Nothing vouches for meta.json itself. A change there is found where it disagrees with the arrays;
+class names, a modality's options (scale, mean, ...) and the notes can be changed unseen. So its own
+SHA-256 is printed: compare it with the one that whoever gave you the folder has.
 """
 
 import argparse
+import os
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -36,6 +39,7 @@ def fault(folder, name, digest, progress):
 
 def verify(folder):
     """Check every file of a prepared folder, with a printed line each. Raises DataError if anything is wrong."""
+    folder = Path(folder).expanduser()
     meta, faults = store.read_meta(folder), 0
     width = max(map(len, meta["sha256"]))
     size = sum((folder / name).lstat().st_size for name in meta["sha256"] if (folder / name).exists())
@@ -45,16 +49,20 @@ def verify(folder):
             bar.write(f"{name:{width}}  {wrong or 'ok'}")
             faults += wrong is not None
     if faults:
-        raise DataError(f"{folder}: {faults} of {len(meta['sha256'])} files are not what was prepared (named above): copy them "
-                        "again, or prepare the dataset again")
+        raise DataError(f"{folder}: {faults} of {len(meta['sha256'])} files are not what was prepared "
+                        "(named above): copy them again, or prepare the dataset again")
     store.read(folder)
-    print(f"{'meta.json':{width}}  agrees with them; its own SHA-256 is {store.sha256(store.own_file(folder, 'meta.json'))}")
+    own = store.sha256(store.own_file(folder, "meta.json"))
+    print(f"{'meta.json':{width}}  agrees with them; its own SHA-256 is {own}")
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser("python -m data.verify", description="Check a prepared dataset against its SHA-256 sums.")
-    parser.add_argument("name", help="a name under --data-dir or the path of a prepared folder")
-    parser.add_argument("--data-dir", default="datasets", help="where prepared datasets lie (default: %(default)s)")
+    parser = argparse.ArgumentParser("python -m data.verify",
+                                     description="Check a prepared dataset against its SHA-256 sums.")
+    parser.add_argument("name", type=os.path.expanduser,
+                        help="a name under --data-dir or the path of a prepared folder")
+    parser.add_argument("--data-dir", default="datasets", type=os.path.expanduser,
+                        help="where prepared datasets lie (default: %(default)s)")
     args = parser.parse_args(argv)
     with exit_codes(parser.prog):
         verify(find_prepared(args.name, args.data_dir))
