@@ -24,11 +24,13 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import TimeoutError, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
-from multiprocessing import connection
 from pathlib import Path
 
 import numpy as np
+from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
 from data import HOW_TO_GET, store
@@ -156,73 +158,36 @@ def work(name, item, number, options, folder):
     return None
 
 
-def serve(pipe, name, options, folder):
-    """A worker process: decodes the items that come through the pipe, one at a time, and sends back what `work` returns.
-
-    One thread; an interrupt is the parent's to handle, and no worker outlives a parent that was killed.
-    """
+def settle_in():
+    """In a new worker: one thread, an end at once when it is told to, and never longer a life than its parent's."""
     import torch
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
-    answer = None                       # the first one says only that the worker is there
-    while True:
-        pipe.send(answer)
-        item, number = pipe.recv()
-        try:
-            answer = work(name, item, number, options, folder)
-        except Exception as error:      # a full disk, say: the parent's to raise
-            answer = error
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)),
+                     daemon=True).start()
 
 
 def decode_all(name, items, todo, options, folder, workers):
-    """Decode the items whose numbers are in `todo`; yields (number, None or why it cannot be used) as each is done.
-
-    The parent hands out one item at a time and looks at the clock. A worker that hangs is ended from here and replaced: nothing
-    inside it could, as a decoder that does not return lets neither signals nor threads run. Raises what a worker raised,
-    and DataError for a worker that was ended from outside.
-    """
-    context, todo = multiprocessing.get_context("spawn"), [int(number) for number in todo]
-    crew, busy = {}, {}                 # by pipe: the process; the number it works on and since when
-
-    def hire():
-        ours, theirs = context.Pipe()
-        crew[ours] = context.Process(target=serve, args=(theirs, name, options, folder), daemon=True)
-        crew[ours].start()
-        theirs.close()                  # the worker's end is its alone, and ends with it
-
+    """Decode the items whose numbers are in `todo`; yields (number, None or why it cannot be used) as
+    each is done. Raises what a worker raised, and DataError for one that was ended from outside."""
+    pool = ProcessPool(min(workers, max(len(todo), 1)), initializer=settle_in,
+                       context=multiprocessing.get_context("spawn"))
     try:
-        for _ in range(min(workers, len(todo))):
-            hire()
-        while crew:
-            for pipe in connection.wait(crew, timeout=1):
-                following = todo.pop(0) if todo else None
-                try:
-                    answer = pipe.recv()
-                    if following is not None:
-                        pipe.send((items[following], following))
-                except (EOFError, OSError):
-                    raise DataError("a worker process was ended from outside (out of memory? fewer --workers need less); "
-                                    "what is done is kept, the same command goes on") from None
-                if isinstance(answer, Exception):
-                    raise answer
-                number, _ = busy.pop(pipe, (None, None))
-                if following is None:
-                    crew.pop(pipe).kill()
-                else:
-                    busy[pipe] = following, time.monotonic()
-                if number is not None:
-                    yield number, answer
-            for pipe, (number, since) in list(busy.items()):
-                if time.monotonic() - since > TIME_LIMIT and not pipe.poll():
-                    del busy[pipe]
-                    crew.pop(pipe).kill()
-                    if todo:
-                        hire()
-                    yield number, plain(f"{items[number].files[0]}: is not decoded after {TIME_LIMIT} s, which may be for ever")
+        numbers = {pool.schedule(work, (name, items[number], number, options, folder), timeout=TIME_LIMIT):
+                   number for number in todo}
+        for future in as_completed(numbers):
+            number = numbers[future]
+            try:
+                yield number, future.result()
+            except TimeoutError:
+                yield number, plain(f"{items[number].files[0]}: is not decoded after {TIME_LIMIT} s, which "
+                                    "may be for ever")
+            except (ProcessExpired, BrokenProcessPool):
+                raise DataError("a worker process was ended from outside (out of memory? fewer --workers "
+                                "need less); what is done is kept, the same command goes on") from None
     finally:
-        for process in crew.values():
-            process.kill()
+        pool.stop()
+        pool.join()
 
 
 def allocate(folder, index, fingerprint):
