@@ -24,10 +24,11 @@ import signal
 import sys
 import threading
 import time
-from concurrent.futures import TimeoutError, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from multiprocessing import resource_tracker
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 from pebble import ProcessExpired, ProcessPool
@@ -172,12 +173,26 @@ def decode_all(name, items, todo, options, folder, workers):
     each is done. Raises what a worker raised, and DataError for one that was ended from outside."""
     pool = ProcessPool(min(workers, max(len(todo), 1)), initializer=settle_in,
                        context=multiprocessing.get_context("spawn"))
+    answers = SimpleQueue()
+
+    def send():     # in a thread: Ctrl-C, which the main thread gets, could leave a lock of the pool taken
+        resource_tracker.ensure_running()                               # it unblocks what comes next
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})       # workers start deaf to Ctrl-C
+        try:
+            for number in todo:
+                future = pool.schedule(work, (name, items[number], number, options, folder),
+                                       timeout=TIME_LIMIT)
+                future.add_done_callback(lambda future, number=number: answers.put((number, future)))
+        except RuntimeError:            # no process can be started, or the pool was stopped meanwhile
+            answers.put((None, None))
+
+    threading.Thread(target=send, daemon=True).start()
     try:
-        numbers = {pool.schedule(work, (name, items[number], number, options, folder), timeout=TIME_LIMIT):
-                   number for number in todo}
-        for future in as_completed(numbers):
-            number = numbers[future]
+        for _ in todo:
+            number, future = answers.get()
             try:
+                if future is None:
+                    raise BrokenProcessPool
                 yield number, future.result()
             except TimeoutError:
                 yield number, plain(f"{items[number].files[0]}: is not decoded after {TIME_LIMIT} s, which "
