@@ -2,8 +2,8 @@
 
     python -m data.info ave
 
-prints the items of each class and part, sizes, what was skipped, and who or what stands in more than
-one part (actors, videos, groups of clips), and draws a contact sheet: a few items of each part.
+prints the items of each class and part, sizes, what was skipped, and who or what stands in more
+than one part (actors, videos, groups of clips), and draws a contact sheet: some items of each part.
 """
 
 import argparse
@@ -22,10 +22,10 @@ from data.batches import log_spectrogram
 from data.errors import DataError, exit_codes
 from data.store import PARTS, UNUSED, plain
 
-TILE, LINE = 128, 18        # pixels of the contact sheet: a picture's sides, the height of a line of text
+TILE, LINE = 128, 18    # pixels of the contact sheet: a picture's sides, the height of a text line
 ROWS = 8
-CONTRAST = 0.05             # spectrograms: this share of the values is shown black, as much white
-STILL = 8.0                 # flow, grey levels (about 1.3 pixels of TV-L1's ±20): never shown stronger than this
+CONTRAST = 0.05         # spectrograms: this share of the values is shown black, as much white
+STILL = 8.0             # flow: shorter motion (in grey levels; 1.3 pixels) never has full colour
 
 
 def describe(folder):
@@ -34,7 +34,8 @@ def describe(folder):
     print(f"{folder}: {len(labels)} items, {len(meta['classes'])} classes")
     for name, mod in modalities.items():
         shape = " x ".join(map(str, mod.array.shape[1:]))
-        print(f"  {name:10} {mod.kind:12} {mod.array.dtype} {shape}, {mod.array.nbytes / 1e9:.2f} GB")
+        size = f"{mod.array.nbytes / 1e9:.2f} GB"
+        print(f"  {name:10} {mod.kind:12} {mod.array.dtype} {shape}, {size}")
     print(f"skipped: {len(meta.get('skipped', {}))} items")
     for item, reason in meta.get("skipped", {}).items():
         print(f"  {plain(item)}: {plain(reason)}")
@@ -57,8 +58,9 @@ def describe(folder):
         print("  groups: " + ", ".join(f"{len(inside[part])} in {part}" for part in parts))
         for a, b in itertools.combinations(parts, 2):
             shared = sorted(inside[a] & inside[b])
-            shown = [names[g] if names else str(g) for g in shared[:5]] + ["..."] * (len(shared) > 5)
-            print(f"  in both {a} and {b}: {len(shared)}" + (f" ({', '.join(shown)})" if shared else ""))
+            shown = ", ".join([names[g] if names else str(g) for g in shared[:5]]
+                              + ["..."] * (len(shared) > 5))
+            print(f"  in both {a} and {b}: {len(shared)}" + (f" ({shown})" if shared else ""))
         if split == "clean" and 0 < len(names) < 200:
             for part in parts:
                 print(f"  {part}: " + " ".join(names[g] for g in sorted(inside[part])))
@@ -73,7 +75,8 @@ def tiles(mod, items):
     """The pictures that show items of a modality: for each a list of uint8 (3, TILE, TILE)."""
     stored = [torch.from_numpy(np.array(mod.array[item])) for item in items]
     if mod.kind == "audio":
-        return [[tile(curve(wave)), tile(grey(log_spectrogram(wave[None])[0, 0]))] for wave in stored]
+        return [[tile(curve(wave)), tile(grey(log_spectrogram(wave[None])[0, 0]))]
+                for wave in stored]
     if mod.kind == "spectrogram":
         return [[tile(grey(channel[None].float())) for channel in values[:3]] for values in stored]
     if mod.kind == "flow":
@@ -86,26 +89,27 @@ def curve(wave):
     """int16 (L,) -> uint8 (1, TILE, TILE): each column from its lowest to its highest sample."""
     picture = torch.full((TILE, TILE), 255, dtype=torch.uint8)
     for column, part in enumerate(torch.tensor_split(wave, TILE)):
-        top, bottom = ((1 - torch.stack([part.max(), part.min()]) / 32768) * (TILE - 1) / 2).long()
+        highest_lowest = torch.stack([part.max(), part.min()])
+        top, bottom = ((1 - highest_lowest / 32768) * (TILE - 1) / 2).long()
         picture[top:bottom + 1, column] = 60
     return picture[None]
 
 
 def grey(values):
-    """float (1, F, L) -> uint8, low frequencies below; black to white from percentile to percentile."""
+    """float (1, F, L) -> uint8, low frequencies below; black and white are percentiles."""
     low, high = np.quantile(values.numpy(), [CONTRAST, 1 - CONTRAST])
     shares = (values.flip(1) - low) / max(high - low, 1e-9)
     return (shares.clamp(0, 1) * 255).to(torch.uint8)
 
 
 def colours(flow):
-    """float (n, T, 2, H, W), 0 = no motion -> uint8 (n, T, 3, H, W): hue is direction, strength is
-    length, on one scale for all of them: the length that 1 in 100 pixels exceeds, at least STILL."""
+    """float (n, T, 2, H, W), 0 = no motion -> uint8 (n, T, 3, H, W): hue is direction, strength
+    length, on one scale for all: the length that 1 in 100 pixels exceeds, at least STILL."""
     length = flow.norm(dim=2, keepdim=True)
     scale = max(np.quantile(length.numpy(), 0.99), STILL)
     flow = flow / length.clamp(min=scale)                # none is longer than 1
-    longest = torch.ones_like(flow[:1, :1]) / 2 ** 0.5   # flow_to_image divides by the longest of all
-    return torch.stack([flow_to_image(torch.cat([frames, longest[0]]))[:-1] for frames in flow])
+    one = torch.ones_like(flow[0, :1]) / 2 ** 0.5        # flow_to_image divides by the longest
+    return torch.stack([flow_to_image(torch.cat([frames, one]))[:-1] for frames in flow])
 
 
 def choose(splits, n, seed=0):
@@ -117,15 +121,16 @@ def choose(splits, n, seed=0):
 
 
 def writer(size):
-    """write(draw, x, y, text), which shows no box where the font lacks a character, but its escape."""
+    """write(draw, x, y, text), which shows an escape, no box, where the font lacks a character."""
     import matplotlib
     from matplotlib.ft2font import FT2Font
     path = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
     known, font = FT2Font(str(path)).get_charmap(), ImageFont.truetype(str(path), size)
 
     def write(draw, x, y, text):
-        shown = (c if ord(c) in known else c.encode("ascii", "backslashreplace").decode() for c in text)
-        draw.text((x, y), "".join(shown), fill="black", font=font)
+        shown = "".join(c if ord(c) in known else c.encode("ascii", "backslashreplace").decode()
+                        for c in text)
+        draw.text((x, y), shown, fill="black", font=font)
     return write
 
 
@@ -147,26 +152,27 @@ def contact_sheet(folder, path):
     of_code = {code: part for part, code in PARTS.items()}
     for i, item in enumerate(items):
         part = of_code[int(next(iter(splits.values()))[item])]
-        title = f"{meta['classes'][labels[item]]:.30}, {part}: {ids[item]}"      # a long id is cut, not the class
+        title = f"{meta['classes'][labels[item]]:.30}, {part}: {ids[item]}"     # a long id is cut
         write(draw, 4, (i + 1) * (TILE + LINE) + 1, title)
     with store.whole_file(path) as file:
         sheet.save(file, "PNG")
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser("python -m data.info",
-                                     description="Counts, leaks and a contact sheet of a prepared dataset.")
+    parser = argparse.ArgumentParser(
+        "python -m data.info", description="Counts, leaks, contact sheet of a prepared dataset.")
     parser.add_argument("name", type=os.path.expanduser,
                         help="a name under --data-dir or the path of a prepared folder")
     parser.add_argument("--data-dir", default="datasets", type=os.path.expanduser,
                         help="where prepared datasets lie (default: %(default)s)")
     parser.add_argument("--sheet", type=os.path.expanduser,
-                        help="where the contact sheet goes, a PNG (default: NAME-contact-sheet.png here)")
+                        help="where the PNG goes (default: NAME-contact-sheet.png here)")
     args = parser.parse_args(argv)
     with exit_codes(parser.prog):
         sheet = Path(args.sheet or f"{Path(os.path.abspath(args.name)).name}-contact-sheet.png")
         if sheet.suffix not in ("", ".png"):
-            raise DataError(f"--sheet {sheet}: the contact sheet is a PNG, call it {sheet.stem}.png")
+            raise DataError(f"--sheet {sheet}: the contact sheet is a PNG, call it "
+                            f"{sheet.stem}.png")
         folder = find_prepared(args.name, args.data_dir)
         describe(folder)
         contact_sheet(folder, sheet.with_suffix(".png"))
