@@ -26,11 +26,14 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
-from multiprocessing import connection
+from multiprocessing import resource_tracker
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
+from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
 from data import HOW_TO_GET, media, store
@@ -38,7 +41,8 @@ from data.errors import DataError, exit_codes
 from data.media import BadFile
 from data.store import KINDS, PARTS, PICTURES, UNUSED, plain
 
-CLASSES = {"cremad": 6, "ave": 28, "ucf101": 101, "modelnet40": 40, "avmnist": 10, "avletters": 26}
+CLASSES = {"cremad": 6, "ave": 28, "ucf101": 101, "modelnet40": 40, "avmnist": 10,
+           "avletters": 26}
 TODO, DONE, BAD = 0, 1, 2
 SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir")
 TIME_LIMIT = 600      # seconds for one item; TV-L1 flow, the slowest, takes a tenth of it on a slow core
@@ -176,7 +180,8 @@ def check_complete(index, name, skip_bad):
 
 
 def check_classes(index, name, left_out=()):
-    """Raise DataError unless there are as many classes as the dataset has, each with train items in each split."""
+    """Raise DataError unless there are as many classes as the dataset has, each with train items in
+    each split."""
     if index.expected and len(index.classes) != CLASSES[name]:
         raise DataError(f"{name} has {CLASSES[name]} classes, here are {len(index.classes)}: "
                         f"{', '.join(map(plain, index.classes)):.300}")
@@ -185,23 +190,24 @@ def check_classes(index, name, left_out=()):
                  if codes.get(item.id) == PARTS["train"] and item.id not in left_out}
         for label, kind in enumerate(index.classes):
             if label not in train:
-                raise DataError(f"{name}, split {split}: class {plain(kind)!r} has no train items: is it "
-                                "misspelt in one of the lists, or is the download half there?")
+                raise DataError(f"{name}, split {split}: class {plain(kind)!r} has no train items: "
+                                "is it misspelt in a list, or is the download half there?")
 
 
 def keep_first(index, limit):
-    """`limit` of the items whose files are there, from the first to the last, for a try; of the split `trial` every fourth
-    is test."""
+    """`limit` of the items whose files are there, from the first to the last, for a try; of the
+    split `trial` every fourth is test."""
     there = [item for item in index.items if all(os.path.exists(path) for path in item.files)]
     index.items = [there[i * len(there) // limit] for i in range(limit)] if len(there) > limit else there
     if len(index.items) < 2:
-        raise DataError(f"--limit: only {len(index.items)} items have their files, a trial needs two")
+        raise DataError(f"--limit: only {len(index.items)} items have their files, a trial needs "
+                        "two")
     index.splits = {"trial": {item.id: 2 if i % 4 == 1 else 0 for i, item in enumerate(index.items)}}
     index.expected = {}
 
 
 def work(name, item, number, options, folder):
-    """In a worker: decode one item and write its rows. Returns None, or the reason why the item cannot be used."""
+    """In a worker: decode one item and write its rows. Returns None, or why it cannot be used."""
     try:
         arrays, frame = importlib.import_module(f"data.{name}").decode(item, options)
     except BadFile as error:
@@ -214,80 +220,58 @@ def work(name, item, number, options, folder):
         arrays.update({path.stem: np.array(frame, np.int32) for path in folder.glob("*.frame.npy")})
     for key, array in arrays.items():
         rows = np.load(folder / f"{key}.npy", mmap_mode="r")
-        assert array.shape == rows.shape[1:] and array.dtype == rows.dtype, (key, array.shape, array.dtype)
-        with open(folder / f"{key}.npy", "r+b") as file:        # no write through the map: a full disk must be an OSError
+        assert (array.shape, array.dtype) == (rows.shape[1:], rows.dtype), (key, array.shape)
+        with open(folder / f"{key}.npy", "r+b") as file:    # not the map: a full disk is an OSError
             file.seek(rows.offset + number * array.nbytes)
             file.write(array.tobytes())
     return None
 
 
-def serve(pipe, name, options, folder):
-    """A worker process: decodes the items that come through the pipe, one at a time, and sends back what `work` returns.
-
-    One thread; an interrupt is the parent's to handle, and no worker outlives a parent that was killed.
-    """
+def settle_in():
+    """In a new worker: one thread, an end at once when it is told to, and never longer a life than its parent's."""
     import torch
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
-    answer = None                       # the first one says only that the worker is there
-    while True:
-        pipe.send(answer)
-        item, number = pipe.recv()
-        try:
-            answer = work(name, item, number, options, folder)
-        except Exception as error:      # a full disk, say: the parent's to raise
-            answer = error
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)),
+                     daemon=True).start()
 
 
 def decode_all(name, items, todo, options, folder, workers):
-    """Decode the items whose numbers are in `todo`; yields (number, None or why it cannot be used) as each is done.
+    """Decode the items whose numbers are in `todo`; yields (number, None or why it cannot be used) as
+    each is done. Raises what a worker raised, and DataError for one that was ended from outside."""
+    pool = ProcessPool(min(workers, max(len(todo), 1)), initializer=settle_in,
+                       context=multiprocessing.get_context("spawn"))
+    answers = SimpleQueue()
 
-    The parent hands out one item at a time and looks at the clock. A worker that hangs is ended from here and replaced: nothing
-    inside it could, as a decoder that does not return lets neither signals nor threads run. Raises what a worker raised,
-    and DataError for a worker that was ended from outside.
-    """
-    context, todo = multiprocessing.get_context("spawn"), [int(number) for number in todo]
-    crew, busy = {}, {}                 # by pipe: the process; the number it works on and since when
+    def send():     # in a thread: Ctrl-C in the main one could leave a lock of the pool taken
+        resource_tracker.ensure_running()                           # it unblocks what comes next
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})   # workers start deaf to Ctrl-C
+        try:
+            for number in todo:
+                future = pool.schedule(work, (name, items[number], number, options, folder),
+                                       timeout=TIME_LIMIT)
+                future.add_done_callback(lambda future, number=number: answers.put((number, future)))
+        except RuntimeError:            # no process can be started, or the pool was stopped meanwhile
+            answers.put((None, None))
 
-    def hire():
-        ours, theirs = context.Pipe()
-        crew[ours] = context.Process(target=serve, args=(theirs, name, options, folder), daemon=True)
-        crew[ours].start()
-        theirs.close()                  # the worker's end is its alone, and ends with it
-
+    threading.Thread(target=send, daemon=True).start()
     try:
-        for _ in range(min(workers, len(todo))):
-            hire()
-        while crew:
-            for pipe in connection.wait(crew, timeout=1):
-                following = todo.pop(0) if todo else None
-                try:
-                    answer = pipe.recv()
-                    if following is not None:
-                        pipe.send((items[following], following))
-                except (EOFError, OSError):
-                    raise DataError("a worker process was ended from outside (out of memory? fewer --workers need less); "
-                                    "what is done is kept, the same command goes on") from None
-                if isinstance(answer, Exception):
-                    raise answer
-                number, _ = busy.pop(pipe, (None, None))
-                if following is None:
-                    crew.pop(pipe).kill()
-                else:
-                    busy[pipe] = following, time.monotonic()
-                if number is not None:
-                    yield number, answer
-            for pipe, (number, since) in list(busy.items()):
-                if time.monotonic() - since > TIME_LIMIT and not pipe.poll():
-                    del busy[pipe]
-                    crew.pop(pipe).kill()
-                    if todo:
-                        hire()
-                    yield number, plain(f"{items[number].files[0]}: is not decoded after {TIME_LIMIT} s, which may be for ever")
+        for _ in todo:
+            number, future = answers.get()
+            try:
+                if future is None:
+                    raise BrokenProcessPool
+                yield number, future.result()
+            except TimeoutError:
+                yield number, plain(f"{items[number].files[0]}: is not decoded after {TIME_LIMIT} "
+                                    "s, which may be for ever")
+            except (ProcessExpired, BrokenProcessPool):
+                raise DataError("a worker process was ended from outside (out of memory? fewer "
+                                "--workers need less); what is done is kept, the same command goes "
+                                "on") from None
     finally:
-        for process in crew.values():
-            process.kill()
+        pool.stop()
+        pool.join()
 
 
 def allocate(folder, index, fingerprint):
@@ -302,8 +286,8 @@ def allocate(folder, index, fingerprint):
     free = shutil.disk_usage(folder).free
     if needed > free:
         shutil.rmtree(folder)
-        raise DataError(f"no room: the arrays take {needed / 1e9:.1f} GB, {folder.parent} has {free / 1e9:.1f} GB free "
-                        "(another disk: --data-dir)")
+        raise DataError(f"no room: the arrays take {needed / 1e9:.1f} GB, {folder.parent} has "
+                        f"{free / 1e9:.1f} GB free (another disk: --data-dir)")
     for name, (shape, dtype) in sizes.items():
         np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape).flush()
     np.lib.format.open_memmap(folder / "state.npy", "w+", np.uint8, (n,)).flush()
@@ -314,7 +298,7 @@ def allocate(folder, index, fingerprint):
 def started_by(folder):
     """The fingerprint of the items that a half-done folder is for, None if there is no such folder."""
     try:
-        return json.loads((folder / "state.json").read_text())
+        return json.loads((folder / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
@@ -329,19 +313,21 @@ def lines_or_bar(iterable, total, unit):
         yield value
         if time.time() - last > 30 or done == total:
             last, rate = time.time(), done / (time.time() - start)
-            print(f"{done}/{total} {unit}s, {rate:.1f} a second, {(total - done) / rate:.0f} s left", file=sys.stderr, flush=True)
+            print(f"{done}/{total} {unit}s, {rate:.1f} a second, {(total - done) / rate:.0f} s left",
+                  file=sys.stderr, flush=True)
 
 
 def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=False, **options):
     """Prepare a dataset and return its folder's Path. Raises DataError for what the user can mend."""
     module = importlib.import_module(f"data.{name}")
-    folder = Path(data_dir) / (f"{name}-limit{limit}" if limit else name)
+    raw, data_dir = Path(raw).expanduser(), Path(data_dir).expanduser()
+    folder = data_dir / (f"{name}-limit{limit}" if limit else name)
     partial = folder.with_name(folder.name + ".partial")
     if folder.exists():
         raise DataError(f"{folder} is prepared already: remove it to prepare it again")
-    if not Path(raw).is_dir():
+    if not raw.is_dir():
         raise DataError(f"--raw {raw} is no folder")
-    index = module.index(Path(raw), options)
+    index = module.index(raw, options)
     index.items.sort(key=lambda item: item.id)      # the order of files on a disk must not matter
     store.check_ids([item.id for item in index.items])
     if limit:

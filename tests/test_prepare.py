@@ -58,7 +58,7 @@ def test_cremad(tmp_path, monkeypatch, capsys):
     assert "  test: 1005" in printed
     from PIL import Image
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (5 * 128, 8 * 144 + 16) and len(sheet.getcolors(99_999)) > 50
+        assert sheet.size == (5 * 128, 8 * 146 + 18) and len(sheet.getcolors(99_999)) > 50
 
 
 def test_cremad_without_lists_makes_the_clean_split_alone_and_says_so(tmp_path, monkeypatch, capsys):

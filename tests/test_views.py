@@ -67,3 +67,12 @@ def test_the_real_views(tmp_path):
     arrays = [modelnet40.decode(item, {})[0] for item in index.items]
     assert len(arrays) == 4 and all(list(pair) == ["view1", "view7"] for pair in arrays)
     assert all(np.abs(pair["view1"].astype(int) - pair["view7"]).mean() > 1 for pair in arrays)
+
+
+def test_a_download_that_was_unpacked_one_folder_deeper_is_found(tmp_path):
+    for place in ("bed", "ModelNet40/bed", "ModelNet40/ModelNet40/bed"):
+        raw.off(tmp_path / place / "train/bed_0001.off")
+        raw.off(tmp_path / "__MACOSX" / place / "train/._bed_0001.off")
+        item, = modelnet40.index(tmp_path, {}).items
+        assert item.id == "bed/train/bed_0001"
+        (tmp_path / place / "train/bed_0001.off").unlink()
