@@ -340,7 +340,7 @@ def main(argv=None):
             mean = (total / len(batches)).tolist()
             speed = len(batches) * r.batch_size / (time.time() - start)
             if not math.isfinite(sum(mean)):
-                raise FloatingPointError(f"epoch {epoch + 1}: loss {mean}: lower --lr, or --amp off")
+                raise FloatingPointError(f"epoch {epoch + 1}: loss {mean}: lower --lr or --amp off")
 
             # evaluation; the test scores are recorded, and nothing is ever chosen by them
             record = dict(stage=stage, epoch=epoch - r.epochs * (stage == "fusion"), lr=lr,
@@ -364,8 +364,8 @@ def main(argv=None):
             val = [f"{head} {100 * score['accuracy']:.1f}"
                    for group in record["val"].values() for head, score in group.items()]
             left = (n_epochs - len(log)) * log[-1]["seconds"]
-            print(f"{stage} {epoch + 1}/{n_epochs} | loss", *(f"{x:.3f}" for x in mean), "| val", *val,
-                  f"| {speed:.0f} items/s, {left:.0f} s left", flush=True)
+            print(f"{stage} {epoch + 1}/{n_epochs} | loss", *(f"{x:.3f}" for x in mean),
+                  "| val", *val, f"| {speed:.0f} items/s, {left:.0f} s left", flush=True)
 
         # ---- result ------------------------------------------------------------------------------
         z_train, y_train = features_of("train", model, ds, device, amp, r.batch_size)

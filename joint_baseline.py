@@ -58,16 +58,16 @@ COMPARE = "Compare each probe with the same encoder's alone: python joint_baseli
 
 # ---- cures that keep the joint loss: each changes what of it reaches the encoders ----------------
 def half_head_logits(z, weight, bias):
-    """The fusion head in its blocks: {m: (B, D)}, (C, M D), (C,) -> {m: W_m z_m + b}, each (B, C)."""
+    """The fusion head in its blocks: {m: (B, D)}, (C, M D), (C,) -> {m: W_m z_m + b}."""
     blocks = weight.split([z_m.shape[1] for z_m in z.values()], dim=1)
     return {m: F.linear(z_m, block, bias) for (m, z_m), block in zip(z.items(), blocks)}
 
 
 def ogm_coefficients(scores, alpha):
-    """OGM-GE (Peng et al., CVPR 2022), what each encoder keeps of its gradient: {m: s_m} -> {m: k_m}.
+    """OGM-GE (Peng et al., CVPR 2022): what an encoder keeps of its gradient, {m: s_m} -> {m: k_m}.
 
         rho_m = s_m / mean of the others' s,    k_m = 1 - tanh(alpha rho_m) where rho_m > 1, else 1
-    s_m = sum_i softmax(W_m z_m,i + b / M)[y_i]. At rho = 1, k jumps to 1 - tanh(alpha), as in its code.
+    s_m = sum_i softmax(W_m z_m,i + b / M)[y_i]. As in its code, k jumps where rho passes 1.
     """
     s = torch.stack([torch.as_tensor(s_m) for s_m in scores.values()]).double()     # exact sums
     rho = s / ((s.sum() - s) / (len(s) - 1))        # others all 0: infinite, so k = 0
@@ -82,7 +82,7 @@ def ogm_ge_gradient(grad, coefficient, generator):
 
 
 def pareto_weights(joint_grad, own_grad):
-    """MMPareto (Wei and Hu, ICML 2024), the weights of an encoder's two gradients: (P,), (P,) -> (2,).
+    """MMPareto (Wei and Hu, ICML 2024): weights of an encoder's two gradients, (P,), (P,) -> (2,).
 
     Equal where they agree (cosine > 0) or vanish; else the point of least norm between them:
         k0 = (g1.g1 - g0.g1) / |g0 - g1|^2 within [.001, .999],    k1 = 1 - k0
@@ -95,8 +95,8 @@ def pareto_weights(joint_grad, own_grad):
 
 
 def pareto_gradient(joint_grads, own_grads):
-    """MMPareto's gradient of an encoder from those of the joint and of its own loss: two lists with a
-    tensor for each parameter -> such a list, and (2,): their cosine and k1, to be watched. Per tensor
+    """An encoder's gradient from those of the joint loss and of its own: two lists with a tensor for
+    each parameter -> such a list, and (2,): their cosine and k1, to be watched. For each tensor
         h = 2 k0 g0 + 2 k1 g1,    h <- 1.5 h max(1, |g0 + g1| / |h|),    0 stays 0
     """
     g0, g1 = (torch.cat([g.flatten() for g in grads]) for grads in (joint_grads, own_grads))
@@ -258,7 +258,7 @@ def plan(argv=None):
     what.add_argument("--balance", choices=["none", "auxiliary", "ogm_ge", "mmpareto", "dgl"],
                       default="none", help="a cure, with --fusion concat")
     what.add_argument("--modality", help="train this modality alone")
-    what.add_argument("--ensemble", action="store_true", help="train each alone, average the logits")
+    what.add_argument("--ensemble", action="store_true", help="train each alone, average logits")
     for key, value in RECIPE.items():
         add(f"--{key.replace('_', '-')}", type=type(value), help="(default: the recipe's)")
     args = parser.parse_args(argv)
@@ -391,7 +391,7 @@ def main(argv=None):
                         halves = half_head_logits(z, head.weight, head.bias / len(z))
                     score = {m: o.softmax(1)[rows, y].sum() for m, o in halves.items()}
                     coefficient = ogm_coefficients(score, r.ogm_alpha)
-                    if epoch >= r.epochs / 2:                   # as in its code: the first half alone
+                    if epoch >= r.epochs / 2:                   # in its code, too, the first half only
                         coefficient = {m: torch.ones_like(k) for m, k in coefficient.items()}
                     else:
                         convolutions = ((m, weight) for m, encoder in encoders.items()
@@ -406,7 +406,7 @@ def main(argv=None):
             mean = (total / len(batches)).tolist()
             speed = len(batches) * r.batch_size / (time.time() - start)
             if not math.isfinite(sum(mean)):
-                raise FloatingPointError(f"epoch {epoch + 1}: loss {mean}: lower --lr, or --amp off")
+                raise FloatingPointError(f"epoch {epoch + 1}: loss {mean}: lower --lr or --amp off")
 
             # evaluation; the test scores are recorded, and nothing is ever chosen by them
             record = dict(stage="alone" if alone else "joint", epoch=epoch, lr=lr,
@@ -433,8 +433,8 @@ def main(argv=None):
             val = [f"{head} {100 * score['accuracy']:.1f}"
                    for group in record["val"].values() for head, score in group.items()]
             left = (n_epochs - len(log)) * log[-1]["seconds"]
-            print(f"epoch {epoch + 1}/{n_epochs} | loss", *(f"{x:.3f}" for x in mean), "| val", *val,
-                  f"| {speed:.0f} items/s, {left:.0f} s left", flush=True)
+            print(f"epoch {epoch + 1}/{n_epochs} | loss", *(f"{x:.3f}" for x in mean),
+                  "| val", *val, f"| {speed:.0f} items/s, {left:.0f} s left", flush=True)
 
         # ---- result ------------------------------------------------------------------------------
         z_train, y_train = features_of("train", model, ds, device, amp, r.batch_size)

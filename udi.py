@@ -1,7 +1,7 @@
 """UDI: Unidirectional Dynamic Interaction (Wang et al., 2025, arXiv 2509.02281), reconstructed.
 
 Joint training lets modalities compete for one loss. UDI has none: one modality, the anchor, is
-trained alone to convergence and frozen; then it guides each other one, a follower, in one direction:
+trained alone to convergence and frozen; then it guides the others, the followers, one way:
 
     stage 1   encoder -> z_m -> head_m -> CE            each modality alone; the best is the anchor
 
@@ -17,16 +17,8 @@ trained alone to convergence and frozen; then it guides each other one, a follow
 
 No code is public. From the paper, as far as we know it: all of the above; the divergence is
 Jensen-Shannon's (Eq. 4); both weights lie in [0, 1] and follow the alignment of gradients on each
-mini-batch; the anchor has the best validation accuracy, a near tie goes to the lower entropy.
-Ours is the rest, numbered as in results/DEVIATIONS.md:
-    U1  converged: the whole schedule, the one that every other method's encoder has
-    U2  a near tie: within one standard error of the best accuracy, sqrt(p (1 - p) / n_val)
-    U3  the bound on I: CLUB with a fixed Gaussian on L2-normalised features
-    U4  the weights: softmax of the terms' cosines with the task's gradient, smoothed
-    U5  a follower starts from scratch, or from its stage 1 with --follower-init stage1
-    U6  an anchor without augmentation (sound) is computed once, pictures in the follower's view
-    U7  inference: the mean of the logits
-    U9  more than two modalities: one follower after another; they do not see each other
+mini-batch; the anchor has the best validation accuracy, a near tie goes to the lower entropy. How
+each gap is filled is ours: U1 to U9 in results/DEVIATIONS.md, named below where they stand.
 """
 
 import os
@@ -51,19 +43,19 @@ from tqdm import tqdm
 from data import (DataError, claim, exit_codes, finished, half_done, open_dataset, pick_device,
                   print_table, provenance, whole_file)
 
-# ---- recipe: ours, on the optimiser and lengths of the DI-MML code. Every entry is also a flag ----
+# ---- recipe: ours, on the optimiser and lengths of the DI-MML code. Each entry is also a flag -----
 RECIPE = dict(
-    epochs=150,                 # of each stage; with --epochs, lr_step scales along
+    epochs=150,                 # of each stage (U1); with --epochs, lr_step scales along
     batch_size=16,
     lr=1e-3,                    # of SGD with momentum 0.9 and weight decay 1e-4
     lr_step=70,                 # lr x 0.1 every so many epochs of a stage
-    variance=0.1,               # s^2 of CLUB's Gaussian
-    temperature=0.5,            # of the interaction weights
+    variance=0.1,               # s^2 of CLUB's Gaussian (U3)
+    temperature=0.5,            # of the interaction weights (U4)
     interaction=None,           # fixed weights (alpha, beta) in place of dynamic ones
     complement="club",          # or cka, which is ours
-    follower_init="scratch",    # or stage1
-    patience=0,                 # epochs without a rise in validation accuracy, after the last drop of
-)                               # the rate, that end a stage; 0: none do
+    follower_init="scratch",    # or stage1 (U5)
+    patience=0,                 # ends a stage after so many epochs without a rise in validation
+)                               # accuracy, counted from the last drop of the rate; 0: never
 CHOICES = {"complement": ["club", "cka"], "follower_init": ["scratch", "stage1"]}
 CHANGES = {"cremad": {}, "ave": {}, "ucf101": {}, "modelnet40": {},
            "avletters": dict(epochs=40, lr=0.01, lr_step=32)}
@@ -74,9 +66,9 @@ COMPARE = "Compare: python joint_baseline.py, and python joint_baseline.py --ens
 
 # ---- the method ----------------------------------------------------------------------------------
 def choose_anchor(accuracy, entropy, tolerance):
-    """The modality of highest validation accuracy; of those within `tolerance`, that of lowest entropy.
+    """The most accurate modality; of those within `tolerance` of it, that of lowest entropy.
 
-    {m: accuracy in [0, 1]}, {m: mean predictive entropy in nats}, float -> name.
+    {m: validation accuracy}, {m: mean predictive entropy in nats}, float -> name.
     """
     near = [m for m in accuracy if accuracy[m] >= max(accuracy.values()) - tolerance]
     return min(near, key=entropy.__getitem__)
@@ -94,12 +86,12 @@ def consistency_loss(anchor_logits, follower_logits):
 
 
 def complementary_loss(anchor_features, follower_features, variance):
-    """CLUB's upper bound of I(z_f; z_a) with q(z_f | z_a) = N(z_a, s^2 I): (B, D), (B, D) -> scalar.
+    """CLUB's upper bound of I(z_f; z_a), q(z_f | z_a) = N(z_a, s^2 I): two (B, D) -> scalar (U3).
 
         ( mean_ij |f_i - a_j|^2 - mean_i |f_i - a_i|^2 ) / (2 s^2)
-            = ( mean_i <f_i, a_i> - <mean_i f_i, mean_j a_j> ) / s^2        (Cheng et al., ICML 2020)
-    on L2-normalised features, the anchor's detached: the trace of the cross-covariance. Minimised, it
-    drives matching dimensions apart, which does not make the features independent.
+            = ( mean_i <f_i, a_i> - <mean_i f_i, mean_j a_j> ) / s^2    (Cheng et al., ICML 2020)
+    on L2-normalised features, the anchor's detached: the trace of the cross-covariance. Minimised,
+    it drives matching dimensions apart, which does not make the features independent.
     """
     a, f = F.normalize(anchor_features.detach(), dim=1), F.normalize(follower_features, dim=1)
     return ((f * a).sum(1).mean() - f.mean(0) @ a.mean(0)) / variance
@@ -118,7 +110,7 @@ def linear_cka(anchor_features, follower_features):
 def alignment(task_grad, consistency_grad, complementary_grad):
     """Cosines of the task's gradient with the others, over the mini-batch: three (B, D) -> (2,)."""
     others = torch.stack([consistency_grad.flatten(), complementary_grad.flatten()])
-    return F.cosine_similarity(task_grad.flatten()[None], others, eps=1e-12)    # 0 with a zero vector
+    return F.cosine_similarity(task_grad.flatten()[None], others, eps=1e-12)    # 0 for zeros
 
 
 def interaction_weights(task_grad, consistency_grad, complementary_grad, temperature):
@@ -127,19 +119,19 @@ def interaction_weights(task_grad, consistency_grad, complementary_grad, tempera
 
 
 def choose(log, n_val):
-    """The anchor, by the last validation scores of stage 1; near is one standard error (U2)."""
+    """The anchor by the last scores of stage 1; near (U2): within a standard error of the best."""
     last = {e["modality"]: e["val"]["modality_heads"][e["modality"]] for e in log
             if e["stage"] == "alone"}       # a resumed log may hold guided epochs too
     accuracy = {m: score["accuracy"] for m, score in last.items()}
     entropy = {m: score["entropy"] for m, score in last.items()}
     best = max(accuracy.values())
     tolerance = math.sqrt(best * (1 - best) / n_val)
-    return dict(anchor=choose_anchor(accuracy, entropy, tolerance), accuracy=accuracy, entropy=entropy,
-                tolerance=tolerance)
+    return dict(anchor=choose_anchor(accuracy, entropy, tolerance), accuracy=accuracy,
+                entropy=entropy, tolerance=tolerance)
 
 
 def converged(accuracy, r):
-    """Whether validation accuracy has not risen for `patience` epochs since the rate's last drop."""
+    """Whether validation accuracy did not rise for `patience` epochs since the rate's last drop."""
     since = accuracy[(r.epochs - 1) // r.lr_step * r.lr_step:]
     return len(since) > r.patience and max(since[-r.patience:]) <= max(since[:-r.patience])
 
@@ -188,7 +180,8 @@ class UDI(nn.Module):
     def logits(self, z):
         """z -> {group: {head: (B, C)}}: our heads by our names, the modalities' own by theirs."""
         own = self.own_logits(z)
-        return {"heads": {"fused": torch.stack(list(own.values())).mean(0)}, "modality_heads": own}
+        fused = torch.stack(list(own.values())).mean(0)         # (U7)
+        return {"heads": {"fused": fused}, "modality_heads": own}
 
 
 # ---- evaluation: the features of a part, computed once, serve all heads and the probe ------------
@@ -271,8 +264,8 @@ def plan(argv=None):
     if args.anchor:
         ds.only(args.anchor)                        # raises DataError if there is no such modality
     elif not len(ds.indices("val")):
-        raise DataError(f"no validation items to choose the anchor by ({ds.why_no_val}): name it with "
-                        "--anchor")
+        raise DataError(f"no validation items to choose the anchor by ({ds.why_no_val}): give "
+                        "--anchor NAME")
     recipe = {**RECIPE, **CHANGES.get(ds.name, SMALL)}
     scale = (args.epochs or recipe["epochs"]) / recipe["epochs"]
     recipe["lr_step"] = max(1, round(scale * recipe["lr_step"]))
@@ -324,8 +317,7 @@ def main(argv=None):
     model = UDI(in_channels, n_classes).to(device)
     if device.type == "cuda" or dtype == torch.bfloat16:        # small float32 pictures lose by it
         model = model.to(memory_format=torch.channels_last)
-    encoders, heads = ({m: part for m, part in zip(model.modalities, parts)}
-                       for parts in (model.encoders, model.heads))
+    encoders, heads = (dict(zip(model.modalities, part)) for part in (model.encoders, model.heads))
     optimizer = torch.optim.SGD(model.parameters(), r.lr, momentum=0.9, weight_decay=1e-4,
                                 fused=dtype != torch.float16)   # wrong after an overflow in step 1
     fixed = None if r.interaction is None else torch.tensor(r.interaction, device=device)
@@ -379,8 +371,7 @@ def main(argv=None):
                 done = [anchor] + [name for s, name in stages[:number] if s == "guided"]
                 for part in [part for part in frozen if sizes[part]]:
                     z, _ = features_of(part, model, ds.only(*done), device, amp, r.batch_size)
-                    with torch.no_grad():
-                        frozen[part] = model.own_logits(z)
+                    frozen[part] = {m: o.detach() for m, o in model.own_logits(z).items()}
                 if ds.modalities[anchor].kind in ("audio", "spectrogram"):
                     z, _ = features_of("train", model, ds.only(anchor), device, amp, r.batch_size)
                     anchor_z = z[anchor].new_full((len(ds.labels), z[anchor].shape[1]), torch.nan)
@@ -414,11 +405,11 @@ def main(argv=None):
                         consistency = consistency_loss(heads[anchor](z_a), logits)
                         complement = (linear_cka(z_a, z) if r.complement == "cka"
                                       else complementary_loss(z_a, z, r.variance))
-                        # does a term pull the features where the task does? That sets its weight (U4)
+                        # does a term pull the features where the task does? So it is weighted (U4)
                         grads = [torch.autograd.grad(term, z, retain_graph=True)[0]
                                  for term in (terms[0], consistency, complement)]
                         cosines.lerp_(alignment(*grads), 1 - SMOOTHING)
-                        weights = fixed if fixed is not None else (cosines / r.temperature).softmax(0)
+                        weights = (cosines / r.temperature).softmax(0) if fixed is None else fixed
                         terms += [weights[0] * consistency, weights[1] * complement]
                     optimizer.zero_grad(set_to_none=True)
                     scaler.scale(sum(terms)).backward()
@@ -428,12 +419,13 @@ def main(argv=None):
                 mean = (total / len(batches)).tolist()
                 speed = len(batches) * r.batch_size / (time.time() - start)
                 if not math.isfinite(sum(mean)):
-                    raise FloatingPointError(f"{stage} {m}, epoch {epoch + 1}: losses {mean}: lower "
-                                             "--lr or --amp off")
+                    raise FloatingPointError(f"{stage} {m}, epoch {epoch + 1}: loss {mean}: lower --lr "
+                                             "or --amp off")
 
                 # evaluation; the test scores are recorded, and nothing is ever chosen by them
-                record = dict(stage=stage, modality=m, epoch=epoch, lr=lr, modality_loss={m: mean[0]},
-                              loss=dict(zip(("consistency", "complement"), mean[1:])))
+                record = dict(stage=stage, modality=m, epoch=epoch, lr=lr,
+                              loss=dict(zip(("consistency", "complement"), mean[1:])),
+                              modality_loss={m: mean[0]})
                 if stage == "guided":           # as they stand at the epoch's end
                     names = ("alpha", "beta", "cos_consistency", "cos_complement")
                     record["interaction"] = dict(zip(names, weights.tolist() + cosines.tolist()))
@@ -441,13 +433,11 @@ def main(argv=None):
                     record[part] = {}
                     if sizes[part]:
                         z, y = features_of(part, model, mine, device, amp, r.batch_size)
-                        with torch.no_grad():
-                            own = model.own_logits(z)
-                        fused = {} if stage == "alone" else {
-                            "fused": torch.stack([*frozen[part].values(), own[m]]).mean(0)}
-                        record[part] = dict(
-                            heads={head: scores(o, y) for head, o in fused.items()},
-                            modality_heads={m: scores(own[m], y)})
+                        own = model.own_logits(z)[m]
+                        record[part] = dict(heads={}, modality_heads={m: scores(own, y)})
+                        if stage == "guided":
+                            fused = torch.stack([*frozen[part].values(), own]).mean(0)
+                            record[part]["heads"]["fused"] = scores(fused, y)
                 log.append({**record, "seconds": time.time() - start, "items_per_second": speed})
                 curve.append(log[-1])
 
@@ -460,8 +450,8 @@ def main(argv=None):
                 val = [f"{head} {100 * score['accuracy']:.1f}"
                        for group in record["val"].values() for head, score in group.items()]
                 left = (n_epochs - len(log)) * log[-1]["seconds"]
-                print(f"{stage} {m} {epoch + 1}/{r.epochs} | loss", *(f"{x:.3f}" for x in mean), "| val", *val,
-                      f"| {speed:.0f} items/s, {left:.0f} s left", flush=True)
+                print(f"{stage} {m} {epoch + 1}/{r.epochs} | loss", *(f"{x:.3f}" for x in mean),
+                      "| val", *val, f"| {speed:.0f} items/s, {left:.0f} s left", flush=True)
 
         # ---- result ------------------------------------------------------------------------------
         z_train, y_train = features_of("train", model, ds, device, amp, r.batch_size)
