@@ -95,8 +95,8 @@ def pareto_weights(joint_grad, own_grad):
 
 
 def pareto_gradient(joint_grads, own_grads):
-    """An encoder's gradient from those of the joint loss and of its own: two lists with a tensor for
-    each parameter -> such a list, and (2,): their cosine and k1, to be watched. For each tensor
+    """An encoder's gradient from those of the joint loss and of its own: two lists, a tensor for each
+    parameter -> such a list, and (2,): their cosine and k1, to be watched. For each tensor
         h = 2 k0 g0 + 2 k1 g1,    h <- 1.5 h max(1, |g0 + g1| / |h|),    0 stays 0
     """
     g0, g1 = (torch.cat([g.flatten() for g in grads]) for grads in (joint_grads, own_grads))
@@ -391,7 +391,7 @@ def main(argv=None):
                         halves = half_head_logits(z, head.weight, head.bias / len(z))
                     score = {m: o.softmax(1)[rows, y].sum() for m, o in halves.items()}
                     coefficient = ogm_coefficients(score, r.ogm_alpha)
-                    if epoch >= r.epochs / 2:                   # in its code, too, the first half only
+                    if epoch >= r.epochs / 2:       # its code modulates the first half alone
                         coefficient = {m: torch.ones_like(k) for m, k in coefficient.items()}
                     else:
                         convolutions = ((m, weight) for m, encoder in encoders.items()

@@ -43,7 +43,7 @@ from tqdm import tqdm
 from data import (DataError, claim, exit_codes, finished, half_done, open_dataset, pick_device,
                   print_table, provenance, whole_file)
 
-# ---- recipe: ours, on the optimiser and lengths of the DI-MML code. Each entry is also a flag -----
+# ---- recipe: ours, on the optimiser and lengths of the DI-MML code. Each entry is also a flag ----
 RECIPE = dict(
     epochs=150,                 # of each stage (U1); with --epochs, lr_step scales along
     batch_size=16,
@@ -419,8 +419,8 @@ def main(argv=None):
                 mean = (total / len(batches)).tolist()
                 speed = len(batches) * r.batch_size / (time.time() - start)
                 if not math.isfinite(sum(mean)):
-                    raise FloatingPointError(f"{stage} {m}, epoch {epoch + 1}: loss {mean}: lower --lr "
-                                             "or --amp off")
+                    raise FloatingPointError(f"{stage} {m}, epoch {epoch + 1}: loss {mean}: lower "
+                                             "--lr or --amp off")
 
                 # evaluation; the test scores are recorded, and nothing is ever chosen by them
                 record = dict(stage=stage, modality=m, epoch=epoch, lr=lr,
