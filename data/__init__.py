@@ -188,5 +188,6 @@ def find_prepared(name_or_folder, root="datasets"):
     if name_or_folder in HOW_TO_GET:
         raise DataError(f"{name_or_folder} is not prepared (no folder {places[0]}). Download {HOW_TO_GET[name_or_folder]}; put it "
                         f"into a folder DIR; then run: python -m data.prepare {name_or_folder} --raw DIR --data-dir {root}")
-    raise DataError(f"there is no prepared folder {str(name_or_folder)!r}, neither as a path nor under {root}. Known datasets: "
-                    f"{', '.join(HOW_TO_GET)}; for your own arrays see 'Bring your own dataset' in README.md")
+    raise DataError(f"there is no prepared folder {str(name_or_folder)!r}, neither as a path nor under "
+                    f"{root}. Known datasets: {', '.join(HOW_TO_GET)}; for your own arrays see "
+                    "docs/your_data.md")

@@ -1,82 +1,114 @@
-"""What the README and the pages under docs/ say can be typed as it stands."""
+"""README fits one screen, and what it and the pages under docs/ say can be typed as it stands."""
 
 import contextlib
-import functools
 import importlib
 import io
 import json
 import re
-from pathlib import Path
+import textwrap
 
 import numpy as np
+import pytest
+from conftest import ROOT
 
 import joint_baseline
-from results import benchmark, table
+from data import prepare, print_table
+from results import sweep, table
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-PAGES = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+PAGES = {path: path.read_text(encoding="utf-8")
+         for path in (ROOT / "README.md", ROOT / "results/DEVIATIONS.md",
+                      *sorted((ROOT / "docs").glob("*.md")))}
+README = PAGES[ROOT / "README.md"]
+SCRIPTS = ("joint_baseline", "dimml", "udi")
+MODULES = {"data.prepare": prepare, "results.sweep": sweep, "results.table": table}
+
+
+def section(title):
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", README, re.M | re.S)[1]
+
+
+def test_readme_fits_one_screen():
+    lines = README.splitlines()
+    assert len(lines) <= 150 and max(map(len, lines)) <= 100
+    assert sum(line.startswith("|") for line in lines) <= 30
+
+
+def test_the_code_that_readme_quotes_is_that_of_the_files():
+    part = section("Read the code in this order")
+    counts = re.findall(r"\[`(\w+)\.py`\]\(\1\.py\), (\d+) lines", part)
+    assert [name for name, _ in counts] == list(SCRIPTS)
+    for name, count in counts:
+        assert len((ROOT / f"{name}.py").read_text(encoding="utf-8").splitlines()) == int(count)
+    loop, = re.findall(r"```python\n(.*?)```", part, re.S)
+    assert textwrap.indent(loop, " " * 16) in (ROOT / "dimml.py").read_text(encoding="utf-8")
+
+
+def test_results_are_those_of_the_runs():
+    shown = README.split(table.BEGIN + "\n")[1].split(table.END)[0]
+    runs = {section: {row: rows[row] for row in rows if not table.is_ablation(row)}
+            for section, rows in table.load().items()}
+    assert shown == table.overview(runs) if runs else "being repeated" in shown
+    assert ("](docs/results.svg)" in README) == (ROOT / "docs/results.svg").exists()
+
+
+def test_what_the_two_commands_print_is_that_of_the_runs():
+    printed = re.findall(r"```text\n(.*?)```", section("Two commands"), re.S)
+    for name, text in zip(("joint_baseline.concat", "dimml"), printed, strict=True):
+        run = table.RUNS / f"{name}-synthetic-official-seed0.json"
+        if not run.exists():
+            pytest.skip("the runs are being repeated")
+        compare = importlib.import_module(name.split(".")[0]).COMPARE
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            print_table(json.loads(run.read_text(encoding="utf-8")), compare)
+        assert text == out.getvalue().lstrip("\n")
+
+
+def test_commands_parse(tmp_path, monkeypatch):
+    """Every script's with `plan`, whatever dataset it names; every module's flags with --help."""
+    text = "".join(PAGES.values())
+    commands = re.findall(r"python (\w+)\.py([^`\n|#]*)", text)
+    commands = [(name, words) for name, words in commands if name in SCRIPTS]
+    assert len(commands) >= 30
+    for name, words in commands:
+        words = re.sub(r"--(dataset|split) \S+|--gpu 0", "", words).split()
+        importlib.import_module(name).plan([*words, "--out", str(tmp_path)])
+    for name, words in re.findall(r"python -m ([\w.]+)([^`\n|#]*)", text):
+        module = importlib.import_module(name)
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+            monkeypatch.setattr("sys.argv", [name, "--help"])
+            module.main()
+        assert set(re.findall(r"--[a-z-]+", words)) <= set(re.findall(r"--[a-z-]+", out.getvalue()))
+
+
+def test_links_lead_somewhere():
+    for path, text in PAGES.items():
+        text = re.sub(r"```.*?```", "", text, flags=re.S)
+        named = dict(re.findall(r"^\[(\w+)\]: (\S+)", text, re.M))
+        assert set(re.findall(r"\]\[(\w+)\]", text)) == set(named)
+        for target in [*re.findall(r"\]\(([^)]+)\)", text), *named.values()]:
+            if target.startswith("https://"):
+                continue
+            file, _, anchor = target.partition("#")
+            file = (path.parent / file).resolve() if file else path
+            assert file.exists(), f"{target} in {path.name}"
+            if anchor:
+                titles = re.findall(r"^#+ (.*)", file.read_text(encoding="utf-8"), re.M)
+                assert anchor in [re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles]
 
 
 def test_bring_your_own_dataset(tmp_path):
-    code, = re.findall(r"## Bring your own dataset.*?```python\n(.*?)```", README, re.S)
-    assert len(code.strip().splitlines()) <= 20
-    rng = np.random.default_rng(0)
-    n = 40
-    labels = np.arange(n) % 2
-    given = {
+    page = PAGES[ROOT / "docs/your_data.md"]
+    code, = re.findall(r"```python\n(.*?)```", page, re.S)
+    rng, labels = np.random.default_rng(0), np.arange(40) % 2
+    lengths = rng.integers(2_000, 5_000, 40)
+    exec(code, {
         "folder": tmp_path / "mine", "rate": 8_000, "labels": labels, "classes": ["low", "high"],
-        "waveforms": [(3000 * np.sin(np.arange(rng.integers(2_000, 5_000)) * (0.1 + 0.3 * label))).astype(np.int16)
-                      for label in labels],
-        "images": rng.integers(0, 256, (n, 14, 14), dtype=np.uint8), "ids": [f"item {i}" for i in range(n)],
-        "splits": {"official": np.where(np.arange(n) < 28, 0, 2)},
-    }
-    exec(code, given)
-    result = joint_baseline.main(["--dataset", str(tmp_path / "mine"), "--modality", "audio", "--epochs", "2",
-                                  "--batch-size", "8", "--out", str(tmp_path)])
-    assert result["probes"]["audio"] > 0.9      # a low and a high tone
-
-
-def test_every_command_is_one_that_the_scripts_take():
-    commands = re.findall(r"python ((?:dimml|joint_baseline|udi)\.py[^`\n|&#]*)", "".join(PAGES.values()))
-    assert len(commands) >= 15
-    for command in commands:
-        script, *words = command.split()
-        flags = [word for word in words if word.startswith("--")]
-        assert set(flags) <= set(re.findall(r"--[a-z-]+", usage(script))), command
-
-
-@functools.cache
-def usage(script):
-    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
-        importlib.import_module(script.removesuffix(".py")).main(["--help"])
-    return text.getvalue()
-
-
-def test_files_that_are_named_exist():
-    for path, text in PAGES.items():
-        for target in re.findall(r"\]\(([^)]+)\)", text):
-            assert target.startswith("http") or (path.parent / target.split("#")[0]).exists(), f"{target} in {path.name}"
-    sources = "".join(path.read_text() for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py")])
-    ledger = re.findall(r"\((`[\w.]+`(?:, `[\w.]+`)*)\)", (ROOT / "results/DEVIATIONS.md").read_text())
-    functions = {name for named in ledger for name in re.findall(r"(\w+)`", named)} - {"py"}
-    assert len(functions) >= 20
-    for function in functions:
-        assert re.search(rf"(def|class) {function}\b", sources), function
-
-
-def test_the_results_are_those_of_the_runs():
-    shown = README.split(table.BEGIN + "\n")[1].split(table.END)[0]
-    assert shown == table.markdown(table.load()) and shown.count("\n") > 5
-
-
-def test_the_speed_table_is_that_of_the_benchmark():
-    shown = README.split(benchmark.BEGIN + "\n")[1].split(benchmark.END)[0]
-    assert shown == benchmark.tables() and shown.count("\n") > 5
-
-
-def test_the_core_seconds_are_those_of_the_benchmark():
-    measured = json.loads((ROOT / "results/benchmark-cpu.json").read_text())["preparing"]
-    row, = re.findall(r"\| core-seconds an item[^|]*\|(.*)\|", README)
-    for cell, name in zip(row.split("|"), ("cremad", "ave", "ucf101", "modelnet40")):
-        assert float(cell.split()[0]) == float(f"{measured[name]['seconds_an_item']:.2g}"), name
+        "waveforms": [(3000 * np.sin(np.arange(n) * (0.1 + 0.3 * label))).astype(np.int16)
+                      for n, label in zip(lengths, labels)],
+        "images": rng.integers(0, 256, (40, 14, 14), dtype=np.uint8),
+        "ids": [f"item {i}" for i in range(40)],
+        "splits": {"official": np.where(np.arange(40) < 28, 0, 2)},
+    })
+    result = joint_baseline.main(["--dataset", str(tmp_path / "mine"), "--modality", "audio",
+                                  "--epochs", "2", "--batch-size", "8", "--out", str(tmp_path)])
+    assert result["dataset"] == "mine" and result["probes"]["audio"] > 0.9     # a low and a high tone
