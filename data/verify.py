@@ -44,7 +44,8 @@ def verify(folder):
     folder = Path(folder).expanduser()
     meta, faults = store.read_meta(folder), 0
     width = max(map(len, meta["sha256"]))
-    size = sum(path.lstat().st_size for path in map(folder.joinpath, meta["sha256"]) if path.exists())
+    paths = [folder / name for name in meta["sha256"]]
+    size = sum(path.lstat().st_size for path in paths if path.exists())
     with tqdm(total=size, unit="B", unit_scale=True, leave=False, disable=None) as bar:
         for name, digest in meta["sha256"].items():
             wrong = fault(folder, name, digest, bar.update)

@@ -1,4 +1,4 @@
-"""What `data.info` shows: a sheet on which one sees what is there, and text that any terminal takes."""
+"""What `data.info` shows: a sheet on which one sees what is there, text that any terminal takes."""
 
 import os
 import subprocess
@@ -15,8 +15,8 @@ from data import info, store
 
 def write(folder, n=8, **modalities):
     """A prepared folder: items 0 to n - 3 train, the last two test; two classes in turn."""
-    return store.write(folder, modalities, np.arange(n) % 2, {"official": [0] * (n - 2) + [2] * 2}, ["a", "стол"],
-                       [f"item {i}" for i in range(n)])
+    return store.write(folder, modalities, np.arange(n) % 2, {"official": [0] * (n - 2) + [2] * 2},
+                       ["a", "стол"], [f"item {i}" for i in range(n)])
 
 
 def sheet(folder, *flags):
@@ -38,25 +38,28 @@ def test_one_loud_spot_does_not_make_a_spectrogram_black():
 
 def test_noise_in_flow_does_not_look_like_motion():
     moves, rests = np.full((2, 3, 2, 64, 64), 127, np.uint8)
-    moves[:, 0] += 40                                                               # to the right
-    rests += np.random.default_rng(0).integers(0, 2, rests.shape, dtype=np.uint8)   # 127 or 128: rounding alone
+    moves[:, 0] += 40                                                   # to the right
+    rests += np.random.default_rng(0).integers(0, 2, rests.shape, dtype=np.uint8)   # rounding alone
     still = moves * 0 + 127
     for flow in ([moves, rests], [still, rests]):       # also where nothing else moves
         first, second = info.tiles(modality("flow", np.stack(flow)), [0, 1])
         assert all((picture > 230).all() for picture in second)
         assert (torch.stack(first).amin() < 60) == (flow[0] is moves)
     turned = info.tiles(modality("flow", np.stack([moves, 255 - moves])), [0, 1])
-    assert (turned[0][0].float() - turned[1][0].float()).abs().mean() > 50          # left is another colour
+    right, left = (pictures[0].float() for pictures in turned)
+    assert (right - left).abs().mean() > 50
 
 
 def test_both_parts_are_shown_and_said(tmp_path, monkeypatch):
-    folder = write(tmp_path / "mine", n=50, x={"kind": "view", "array": np.zeros((50, 1, 1, 8, 8), np.uint8)})
+    array = np.zeros((50, 1, 1, 8, 8), np.uint8)
+    folder = write(tmp_path / "mine", n=50, x={"kind": "view", "array": array})
     _, _, _, splits, ids, _ = store.read(folder)
-    assert (splits["official"][info.choose(splits, 8)] == 2).sum() == 2 and len(info.choose(splits, 8)) == 6
+    assert splits["official"][info.choose(splits, 8)].tolist() == [0] * 4 + [2] * 2
     written = []
     monkeypatch.setattr(info, "writer", lambda size: lambda draw, x, y, text: written.append(text))
     sheet(folder)
-    assert written[0] == "x" and written[-1] == "стол, test: item 49" and written[1].split()[1] == "train:"
+    assert written[0] == "x" and written[-1] == "стол, test: item 49"
+    assert written[1].split()[1] == "train:"
 
 
 def test_text_of_any_alphabet_is_no_box(tmp_path):
@@ -68,9 +71,11 @@ def test_text_of_any_alphabet_is_no_box(tmp_path):
     write_text = info.writer(12)
     write_text(Paper(), 0, 0, "Größe стол 模型")
     assert drawn["text"] == "Größe стол \\u6a21\\u578b"
-    folder = write(tmp_path / "mine", x={"kind": "view", "array": np.full((8, 1, 1, 8, 8), 255, np.uint8)})
-    lines = [sheet(folder)[info.LINE + i * (info.TILE + info.LINE) + info.TILE:][:info.LINE] for i in range(2)]
-    assert all((line < 128).sum() > 100 for line in lines)
+    white = np.full((8, 1, 1, 8, 8), 255, np.uint8)
+    drawn = sheet(write(tmp_path / "mine", x={"kind": "view", "array": white}))
+    for row in range(2):
+        line = drawn[(row + 1) * (info.LINE + info.TILE):][:info.LINE]
+        assert (line < 128).sum() > 100
 
 
 def test_a_long_id_does_not_hide_the_class(tmp_path):
@@ -100,12 +105,14 @@ def test_any_terminal_takes_what_is_printed(module, locale, tmp_path):
     spec = arrays(n_classes=2)
     spec["classes"], spec["ids"][0] = ["Größe", "模型"], "стол"
     folder = store.write(tmp_path / "Größe 模", **spec)
-    environment = {**os.environ, "LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
+                   "PYTHONPATH": str(ROOT)}
     environment.pop("PYTHONIOENCODING", None)
-    if locale != "C":        # where this machine has no such locale the stream's encoding is set as it would be
+    if locale != "C":       # a machine may lack that locale
         environment["PYTHONIOENCODING"] = "iso-8859-1"
-    done = subprocess.run([sys.executable, "-m", f"data.{module}", str(folder)], env=environment, cwd=tmp_path,
-                          capture_output=True)
+    done = subprocess.run([sys.executable, "-m", f"data.{module}", str(folder)], env=environment,
+                          cwd=tmp_path, capture_output=True)
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     if module == "info":
-        assert rb"\u6a21\u578b" in done.stdout and len(list(tmp_path.glob("*-contact-sheet.png"))) == 1
+        assert rb"\u6a21\u578b" in done.stdout
+        assert len(list(tmp_path.glob("*-contact-sheet.png"))) == 1

@@ -67,11 +67,11 @@ def test_colours_of_a_video_are_those_of_the_standard(tmp_path):
     frames = np.ones((3, 48, 64, 3), np.uint8) * np.uint8([60, 90, 220])
     path = raw.media(tmp_path / "a.mkv", fps=3, frames=frames, video="ffv1")
     frame = media.decode_stream(path, "video", "picture")[1][1]
-    y, u, v = (float(plane.reshape(-1)[0]) for plane in np.split(frame.to_ndarray(), [48, 60]))
+    y, u, v = (plane.mean() for plane in np.split(frame.to_ndarray(), [48, 60]))
     y, u, v = 1.164384 * (y - 16), u - 128, v - 128                                  # BT.601
     right = [y + 1.596027 * v, y - 0.391762 * u - 0.812968 * v, y + 2.017232 * u]
     for size in (None, 32):
-        assert np.abs(media.to_rgb(frame, size) - right).max() < 1
+        assert np.abs(media.to_rgb(frame, size).mean((0, 1)) - right).max() < 0.8
 
 
 CONTAINERS = [("a.mp4", "mpeg4", "aac"), ("a.mkv", "mpeg4", "aac"), ("b.mkv", "mpeg4", "mp3"),
