@@ -202,7 +202,7 @@ def test_half_head_logits_sum_to_the_heads():
 
 # ---- one step of joint_baseline.py ---------------------------------------------------------------
 def reference_step(balance, model, inputs, y):
-    """The gradients by the equations, {weight's name: tensor} in float64; and what a cure records."""
+    """The gradients by the equations in float64, {weight: tensor}; and what a cure records."""
     z = {m: encoder(inputs[m]) for m, encoder in zip(model.modalities, model.encoders)}
     W, b = model.fusion.out.weight, model.fusion.out.bias
     joint = F.cross_entropy(torch.cat(list(z.values()), 1) @ W.T + b, y)
