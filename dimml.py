@@ -1,25 +1,26 @@
 """DI-MML: Detached and Interactive Multimodal Learning (Fan et al., ACM MM 2024, arXiv 2407.19514).
 
-Train modalities with one joint loss, and the one that learns faster silences the others. DI-MML gives
-every encoder a loss of its own (detached) and lets them meet in three other places (interactive):
+Train modalities with one joint loss, and the one that learns faster silences the others. DI-MML
+gives every encoder a loss of its own (detached) and lets them meet in three other places
+(interactive):
 
     encoder -> z_a --+--> own head_a  -> CE     stage 1: all of this, and no joint loss;
                 |    +--> shared head -> CE              DUC from the end of the warm-up
-    DUC: strong to weak dimensions              stage 2: encoders frozen, a fusion head on [z_a, z_v]
+    DUC: strong to weak dimensions              stage 2: encoders frozen, a head on [z_a, z_v]
                 |    +--> shared head -> CE     answer:  all heads' logits, weighted by certainty
     encoder -> z_v --+--> own head_v  -> CE
 
     python dimml.py                                 # the embedded set: a minute on a laptop
     python dimml.py --dataset ave --gpu 0           # the recipe of the published code
-    python dimml.py --dataset ave --gpu 0 --resume  # go on after the last whole epoch, to the same bits
+    python dimml.py --dataset ave --gpu 0 --resume  # goes on after the last whole epoch
 
-Read it top to bottom: recipe, method, model, evaluation, `plan` (what the command line asks for) and
-`main`, one flat training loop. Where it departs from the published code, and why: results/DEVIATIONS.md.
+Read it top to bottom: recipe, method, model, evaluation, `plan` (what a command line asks for) and
+`main`, one flat loop. Where it departs from the published code, and why: results/DEVIATIONS.md.
 """
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")     # else idle threads of two runs side by side spin
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")     # idle threads must not slow a second run down
 
 import argparse
 import json
@@ -38,7 +39,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from tqdm import tqdm
 
 from data import (DataError, claim, exit_codes, finished, half_done, open_dataset, pick_device,
-                  provenance, whole_file)
+                  print_table, provenance, whole_file)
 
 # ---- recipe: that of the published code. Every entry is also a flag, e.g. --duc-weight 0 ---------
 RECIPE = dict(
@@ -56,26 +57,25 @@ RECIPE = dict(
 CHANGES = {"cremad": {}, "ave": dict(tau=10.0, temperature=3.0), "ucf101": dict(tau=10.0),
            "modelnet40": dict(temperature=3.0),
            "avletters": dict(epochs=40, fusion_epochs=5, warmup=13, lr=0.01, lr_step=32)}
-SMALL = dict(epochs=15, fusion_epochs=5, warmup=5, lr=3e-3, lr_step=12)     # ours, for the others
-COMPARE = """python joint_baseline.py                # the same encoders under one joint loss
-python joint_baseline.py --ensemble     # the same encoders, each trained alone"""
+SMALL = dict(epochs=15, fusion_epochs=5, warmup=5, lr=3e-3, lr_step=12)     # ours, for any other
+COMPARE = "Compare: python joint_baseline.py, and python joint_baseline.py --ensemble"
 
 
 # ---- the method ----------------------------------------------------------------------------------
 def dimension_accuracy(z, labels, n_classes):
     """How well each single dimension tells the classes apart: (N, D), (N,) -> (D,) in [0, 1].
 
-    e_d = mean_i [ argmin_c |z_id - mu_cd| = y_i ],  mu_cd the mean of dimension d over class c (sec. 3.3)
+    e_d = mean_i [ argmin_c |z_id - mu_cd| = y_i ],  mu_cd = mean of z_d over class c   (sec. 3.3)
     """
     mu = torch.stack([z[labels == c].mean(0) for c in range(n_classes)])    # (C, D)
     mu = mu.nan_to_num(nan=torch.inf)       # a class without items is nobody's nearest
     hits = [(z_i[:, None] - mu).abs().argmin(1) == y_i[:, None]             # (n, C, D) -> (n, D)
-            for z_i, y_i in zip(z.split(256), labels.split(256))]           # all at once would not fit
+            for z_i, y_i in zip(z.split(256), labels.split(256))]           # all would not fit
     return torch.cat(hits).double().mean(0)
 
 
 def effective_dimensions(z, labels, n_classes):
-    """E = {d : e_d > mean_d' e_d'}: (N, D), (N,) -> (D,) bool. Of equally good ones none is effective."""
+    """E = {d : e_d > mean of all e}: (N, D), (N,) -> (D,) bool. Where all are equal, none is."""
     accuracy = dimension_accuracy(z, labels, n_classes)
     return accuracy > accuracy.mean() + 1e-9
 
@@ -83,8 +83,8 @@ def effective_dimensions(z, labels, n_classes):
 def duc_loss(z, effective, tau):
     """Dimension-decoupled unidirectional contrastive loss: {m: (B, D)}, {m: (D,) bool} -> scalar.
 
-    For each ordered pair (teacher t, student s), on the dimensions where t is effective and s is not,
-    an item's student features must find the same item's teacher features in the batch (sec. 3.3):
+    For each ordered pair of a teacher t and a student s, on the dimensions where t is effective and
+    s is not, an item's student features must find its teacher features in the batch (sec. 3.3):
         L_ts = -mean_i log softmax_j( <z_s,i , z_t,j> / tau )[i]
     The teacher is detached: knowledge flows one way. A pair with nothing to transfer adds 0.
     """
@@ -98,7 +98,7 @@ def duc_loss(z, effective, tau):
 
 
 def certainty_weighted_logits(logits, temperature):
-    """sum_k w_k o_k, w = softmax_k(c_k / T), certainty c_k = max softmax(o_k): K of (B, C) -> (B, C)."""
+    """sum_k w_k o_k, w = softmax_k(c_k / T), c_k = max softmax(o_k): K times (B, C) -> (B, C)."""
     logits = torch.stack(list(logits))                                      # (K, B, C)
     certainty = logits.softmax(-1).amax(-1, keepdim=True)                   # (K, B, 1)
     return ((certainty / temperature).softmax(0) * logits).sum(0)
@@ -163,7 +163,7 @@ class DIMML(nn.Module):
         }, "modality_heads": own}
 
 
-# ---- evaluation: heads read features alone, so a part's features, computed once, serve them all -----
+# ---- evaluation: the features of a part, computed once, serve all heads and the probe ------------
 @torch.no_grad()
 def features_of(part, model, ds, device, amp, batch_size):
     """Features of a whole part, eval mode, not augmented: {m: (N, 512)}, labels (N,)."""
@@ -188,8 +188,8 @@ def scores(logits, y):
 
 
 def summarise(log, group, head):
-    """A head's test scores at its `last` epoch (quote this one), at that of `best_val` accuracy, and at
-    that of `best_test` accuracy, which is how published code chooses: optimistic, to compare only."""
+    """A head's test scores at its `last` epoch (quote this), at that of `best_val` accuracy, and
+    at that of `best_test` accuracy, as published code chooses: optimistic, to compare only."""
     log = [e for e in log if head in e["test"][group]]      # the fusion head comes with stage 2
     chosen = {"last": log[-1]}
     for part in ("val", "test"):
@@ -210,28 +210,13 @@ def probe(z, y, z_test, y_test):
         return None, str(error)
 
 
-def print_table(result):
-    rows = [(head + (" (the answer)" if head == result["answer"] else ""), rules, None)
-            for head, rules in result["heads"].items()]
-    rows += [(f"encoder of {m}", result["modality_heads"].get(m, {}), accuracy)
-             for m, accuracy in result["probes"].items()]
-    print(f"\n{'test, %':24}{'last':>8}{'best val':>10}{'best test':>11}{'macro-F1':>10}{'probe':>8}")
-    for name, rules, accuracy in rows:
-        cells = [rules.get(rule, {}).get("accuracy") for rule in ("last", "best_val", "best_test")]
-        cells += [rules.get("last", {}).get("macro_f1"), accuracy]
-        cells = ["-" if cell is None else f"{100 * cell:.1f}" for cell in cells]
-        print(f"{name:24}" + "".join(c.rjust(n) for c, n in zip(cells, (8, 10, 11, 10, 8))))
-    print("last: the number to quote. best test: chosen on the test set, as published code does.\n"
-          "probe: what a linear classifier reads from the frozen encoder. Compare with:\n" + COMPARE)
-
-
 # ---- a run ---------------------------------------------------------------------------------------
 def plan(argv=None):
-    """What a command line asks for: args, dataset, recipe, the run's path (less its suffix), config.
+    """What a command line asks for: args, dataset, recipe, the run's path without suffix, config.
     Two runs of the same config are the same run, and nothing else knows a run's name."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--dataset", default="synthetic", help="a name under --data-dir, or a prepared folder's path")
+    add("--dataset", default="synthetic", help="a name under --data-dir, or a prepared folder")
     add("--data-dir", default="datasets")
     add("--split", help="one of the dataset's splits (default: its first)")
     add("--val", type=float, default=0.1, help="share of train to hold out if there is no val part")
@@ -257,8 +242,8 @@ def plan(argv=None):
         if not (0 < value < math.inf or value == 0 and may_be_0):
             raise DataError(f"--{key.replace('_', '-')} cannot be {value}")
     if recipe["duc_weight"] and recipe["warmup"] >= recipe["epochs"]:
-        raise DataError(f"--warmup {recipe['warmup']} of {recipe['epochs']} epochs: DUC would never "
-                        "start; fewer, or --duc-weight 0")
+        raise DataError(f"--warmup {recipe['warmup']} of {recipe['epochs']} epochs: DUC would not "
+                        "start; a shorter one, or --duc-weight 0")
     if not 0 <= args.seed < 2**32:
         raise DataError(f"--seed {args.seed} is not in 0 .. 2^32 - 1")
 
@@ -301,7 +286,7 @@ def main(argv=None):
     with claim(path):       # no other run of this name meanwhile
         if result := finished(path, config):
             print(f"{path}.json is finished: nothing to train")
-            print_table(result)
+            print_table(result, COMPARE)
             return result
 
         # from the start, or on from a checkpoint
@@ -355,24 +340,20 @@ def main(argv=None):
             mean = (total / len(batches)).tolist()
             speed = len(batches) * r.batch_size / (time.time() - start)
             if not math.isfinite(sum(mean)):
-                raise FloatingPointError(f"{stage}, epoch {epoch + 1}: losses {mean}; lower --lr, or "
-                                         "--amp off")
+                raise FloatingPointError(f"epoch {epoch + 1}: loss {mean}: lower --lr or --amp off")
 
             # evaluation; the test scores are recorded, and nothing is ever chosen by them
-            record = dict(stage=stage, epoch=epoch if stage == "detached" else epoch - r.epochs, lr=lr,
+            record = dict(stage=stage, epoch=epoch - r.epochs * (stage == "fusion"), lr=lr,
                           loss=dict(zip(loss, mean[len(own_loss):])),
                           modality_loss=dict(zip(own_loss, mean)))
             for part in ("val", "test"):
                 record[part] = {}
                 if sizes[part]:
                     z, y = features_of(part, model, ds, device, amp, r.batch_size)
+                    groups = model.logits(z, stage, r.temperature)
                     record[part] = {group: {head: scores(o, y) for head, o in logits.items()}
-                                    for group, logits in model.logits(z, stage, r.temperature).items()}
+                                    for group, logits in groups.items()}
             log.append({**record, "seconds": time.time() - start, "items_per_second": speed})
-            val = [score for group in record["val"].values() for score in group.items()]
-            print(f"{stage} {epoch + 1}/{n_epochs} | loss", *(f"{value:.3f}" for value in mean), "| val",
-                  *(f"{head} {100 * s['accuracy']:.1f}" for head, s in val), f"| {speed:.0f} items/s, "
-                  f"{(n_epochs - epoch - 1) * log[-1]['seconds']:.0f} s left", flush=True)
 
             # checkpoint, whole or not at all: what the next epoch, and a reader, depends on
             state = dict(config=config, log=log, model=model.state_dict(),
@@ -380,6 +361,11 @@ def main(argv=None):
                          generator=generator.get_state(), **ds.description)
             with whole_file(f"{path}.pt") as file:
                 torch.save(state, file)
+            val = [f"{head} {100 * score['accuracy']:.1f}"
+                   for group in record["val"].values() for head, score in group.items()]
+            left = (n_epochs - len(log)) * log[-1]["seconds"]
+            print(f"{stage} {epoch + 1}/{n_epochs} | loss", *(f"{x:.3f}" for x in mean),
+                  "| val", *val, f"| {speed:.0f} items/s, {left:.0f} s left", flush=True)
 
         # ---- result ------------------------------------------------------------------------------
         z_train, y_train = features_of("train", model, ds, device, amp, r.batch_size)
@@ -405,7 +391,7 @@ def main(argv=None):
             epochs=log)
         with whole_file(f"{path}.json") as file:
             file.write(json.dumps(result).encode())
-        print_table(result)
+        print_table(result, COMPARE)
         print(f"written to {path}.json")
         return result
 

@@ -4,9 +4,10 @@
                      +--> fusion head -> CE         one loss trains everything
     encoder -> z_v --+
 
-DI-MML and UDI argue against this: the modality that is learned faster explains the labels, the gradient
-fades, and the other encoder is left half-trained. Look at the `probe` column: the same encoder trained
-alone (--ensemble) usually scores higher. The ensemble, whose encoders never meet, is everyone's rival.
+DI-MML and UDI argue against this: the modality that is learned faster explains the labels, the
+gradient fades, and the other encoder is left half-trained. Look at the `probe` column: the same
+encoder trained alone usually scores higher. The ensemble of encoders that never met (--ensemble) is
+what every method here has to beat.
 
     python joint_baseline.py                            # the embedded set, concatenation
     python joint_baseline.py --ensemble                 # each modality alone, logits averaged
@@ -14,13 +15,13 @@ alone (--ensemble) usually scores higher. The ensemble, whose encoders never mee
     python joint_baseline.py --dataset ave --gpu 0 --fusion film
     python joint_baseline.py --dataset ave --gpu 0 --modality audio
 
-Read it top to bottom: recipe, cures, model, evaluation, `plan` (what a command line asks for), `main`:
-one flat loop. Where it departs from published code, and why: results/DEVIATIONS.md.
+Read it top to bottom: recipe, cures, model, evaluation, `plan` (what a command line asks for) and
+`main`, one flat loop. Where it departs from published code, and why: results/DEVIATIONS.md.
 """
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")     # else idle threads of two runs side by side spin
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")     # idle threads must not slow a second run down
 
 import argparse
 import json
@@ -38,7 +39,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from tqdm import tqdm
 
 from data import (DataError, claim, exit_codes, finished, half_done, open_dataset, pick_device,
-                  provenance, whole_file)
+                  print_table, provenance, whole_file)
 
 # ---- recipe: that of the DI-MML code. Every entry is also a flag, e.g. --lr 0.01 -----------------
 RECIPE = dict(
@@ -52,22 +53,21 @@ RECIPE = dict(
 CHANGES = {"cremad": {}, "ave": {}, "ucf101": {}, "modelnet40": {},
            "avletters": dict(epochs=40, lr=0.01, lr_step=32)}
 SMALL = dict(epochs=15, lr=3e-3, lr_step=12)        # ours, for any other dataset
-COMPARE = """python joint_baseline.py --ensemble     # the same encoders, each trained alone
-python dimml.py; python udi.py          # no joint loss"""
+COMPARE = "Compare each probe with the same encoder's alone: python joint_baseline.py --ensemble"
 
 
 # ---- cures that keep the joint loss: each changes what of it reaches the encoders ----------------
 def half_head_logits(z, weight, bias):
-    """The fusion head cut into its blocks: {m: (B, D)}, (C, M D), (C,) -> {m: W_m z_m + b}, (B, C)."""
+    """The fusion head in its blocks: {m: (B, D)}, (C, M D), (C,) -> {m: W_m z_m + b}."""
     blocks = weight.split([z_m.shape[1] for z_m in z.values()], dim=1)
     return {m: F.linear(z_m, block, bias) for (m, z_m), block in zip(z.items(), blocks)}
 
 
 def ogm_coefficients(scores, alpha):
-    """OGM-GE (Peng et al., CVPR 2022): what each encoder keeps of its gradient, {m: s_m} -> {m: k_m}.
+    """OGM-GE (Peng et al., CVPR 2022): what an encoder keeps of its gradient, {m: s_m} -> {m: k_m}.
 
         rho_m = s_m / mean of the others' s,    k_m = 1 - tanh(alpha rho_m) where rho_m > 1, else 1
-    s_m = sum_i softmax(W_m z_m,i + b / M)[y_i]. As in its code, k jumps to 1 - tanh(alpha) at rho = 1.
+    s_m = sum_i softmax(W_m z_m,i + b / M)[y_i]. As in its code, k jumps where rho passes 1.
     """
     s = torch.stack([torch.as_tensor(s_m) for s_m in scores.values()]).double()     # exact sums
     rho = s / ((s.sum() - s) / (len(s) - 1))        # others all 0: infinite, so k = 0
@@ -82,7 +82,7 @@ def ogm_ge_gradient(grad, coefficient, generator):
 
 
 def pareto_weights(joint_grad, own_grad):
-    """MMPareto (Wei and Hu, ICML 2024): weights of an encoder's two gradients, (P,), (P,) -> (k0, k1).
+    """MMPareto (Wei and Hu, ICML 2024): weights of an encoder's two gradients, (P,), (P,) -> (2,).
 
     Equal where they agree (cosine > 0) or vanish; else the point of least norm between them:
         k0 = (g1.g1 - g0.g1) / |g0 - g1|^2 within [.001, .999],    k1 = 1 - k0
@@ -95,8 +95,8 @@ def pareto_weights(joint_grad, own_grad):
 
 
 def pareto_gradient(joint_grads, own_grads):
-    """An encoder's gradient from those of the joint and of its own loss: two lists, a tensor for each
-    parameter -> such a list; and (2,), the cosine of the two and k1, to be watched. Per tensor
+    """An encoder's gradient from those of the joint loss and of its own: two lists, a tensor for each
+    parameter -> such a list, and (2,): their cosine and k1, to be watched. For each tensor
         h = 2 k0 g0 + 2 k1 g1,    h <- 1.5 h max(1, |g0 + g1| / |h|),    0 stays 0
     """
     g0, g1 = (torch.cat([g.flatten() for g in grads]) for grads in (joint_grads, own_grads))
@@ -143,13 +143,15 @@ class Fusion(nn.Module):
     def __init__(self, kind, n_modalities, dim, n_classes):
         super().__init__()
         self.kind = kind
-        outputs = dict(concat=[], sum=[n_classes] * n_modalities, film=[2 * dim] * (n_modalities - 1),
-                       gated=[dim] * n_modalities)[kind]
-        self.out = nn.Linear(dim * n_modalities if kind == "concat" else dim, n_classes)
+        outputs = dict(concat=[], sum=[n_classes] * n_modalities, gated=[dim] * n_modalities,
+                       film=[2 * dim] * (n_modalities - 1))[kind]
+        inputs = dim * n_modalities if kind == "concat" else dim
+        self.out = nn.Linear(inputs, n_classes) if kind != "sum" else None
         self.linear = nn.ModuleList(nn.Linear(dim, n) for n in outputs)
 
     def forward(self, z):
-        parts, h = [linear(z_m) for linear, z_m in zip(self.linear, z.values())], list(z.values())[-1]
+        parts = [linear(z_m) for linear, z_m in zip(self.linear, z.values())]
+        *_, h = z.values()
         if self.kind == "concat":
             h = torch.cat(list(z.values()), 1)
         if self.kind == "sum":
@@ -190,7 +192,7 @@ class Model(nn.Module):
         return {"heads": {"fused": fused}, "modality_heads": own}
 
 
-# ---- evaluation: heads read features alone, so a part's features, computed once, serve them all -----
+# ---- evaluation: the features of a part, computed once, serve all heads and the probe ------------
 @torch.no_grad()
 def features_of(part, model, ds, device, amp, batch_size):
     """Features of a whole part, eval mode, not augmented: {m: (N, 512)}, labels (N,)."""
@@ -215,8 +217,8 @@ def scores(logits, y):
 
 
 def summarise(log, group, head):
-    """A head's test scores at its `last` epoch (quote this one), at that of `best_val` accuracy, and at
-    that of `best_test` accuracy, which is how published code chooses: optimistic, to compare only."""
+    """A head's test scores at its `last` epoch (quote this), at that of `best_val` accuracy, and
+    at that of `best_test` accuracy, as published code chooses: optimistic, to compare only."""
     chosen = {"last": log[-1]}
     for part in ("val", "test"):
         if log[-1][part]:
@@ -236,28 +238,13 @@ def probe(z, y, z_test, y_test):
         return None, str(error)
 
 
-def print_table(result):
-    rows = [(head + (" (the answer)" if head == result["answer"] else ""), rules, None)
-            for head, rules in result["heads"].items()]
-    rows += [(f"encoder of {m}", result["modality_heads"].get(m, {}), accuracy)
-             for m, accuracy in result["probes"].items()]
-    print(f"\n{'test, %':24}{'last':>8}{'best val':>10}{'best test':>11}{'macro-F1':>10}{'probe':>8}")
-    for name, rules, accuracy in rows:
-        cells = [rules.get(rule, {}).get("accuracy") for rule in ("last", "best_val", "best_test")]
-        cells += [rules.get("last", {}).get("macro_f1"), accuracy]
-        cells = ["-" if cell is None else f"{100 * cell:.1f}" for cell in cells]
-        print(f"{name:24}" + "".join(c.rjust(n) for c, n in zip(cells, (8, 10, 11, 10, 8))))
-    print("last: the number to quote. best test: chosen on the test set, as published code does.\n"
-          "probe: what a linear classifier reads from the frozen encoder. Compare with:\n" + COMPARE)
-
-
 # ---- a run ---------------------------------------------------------------------------------------
 def plan(argv=None):
-    """What a command line asks for: args, dataset, recipe, the run's path (less its suffix), config.
+    """What a command line asks for: args, dataset, recipe, the run's path without suffix, config.
     Two runs of the same config are the same run, and nothing else knows a run's name."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--dataset", default="synthetic", help="a name under --data-dir, or a prepared folder's path")
+    add("--dataset", default="synthetic", help="a name under --data-dir, or a prepared folder")
     add("--data-dir", default="datasets")
     add("--split", help="one of the dataset's splits (default: its first)")
     add("--val", type=float, default=0.1, help="share of train to hold out if there is no val part")
@@ -271,7 +258,7 @@ def plan(argv=None):
     what.add_argument("--balance", choices=["none", "auxiliary", "ogm_ge", "mmpareto", "dgl"],
                       default="none", help="a cure, with --fusion concat")
     what.add_argument("--modality", help="train this modality alone")
-    what.add_argument("--ensemble", action="store_true", help="train each alone, average their logits")
+    what.add_argument("--ensemble", action="store_true", help="train each alone, average logits")
     for key, value in RECIPE.items():
         add(f"--{key.replace('_', '-')}", type=type(value), help="(default: the recipe's)")
     args = parser.parse_args(argv)
@@ -335,7 +322,7 @@ def main(argv=None):
     with claim(path):       # no other run of this name meanwhile
         if result := finished(path, config):
             print(f"{path}.json is finished: nothing to train")
-            print_table(result)
+            print_table(result, COMPARE)
             return result
 
         # from the start, or on from a checkpoint
@@ -371,9 +358,11 @@ def main(argv=None):
                 # losses: one for all; in some rows one for each modality too, or instead
                 loss = {}
                 own_loss = {m: F.cross_entropy(o, y) for m, o in model.own_logits(z).items()}
-                if args.balance == "dgl":       # the head is trained on features that feel nothing of
+                if args.balance == "dgl":
+                    # the head is trained on features that feel nothing of it, each encoder through
+                    # its part of a head that does not move
                     loss["joint"] = F.cross_entropy(model.fusion({m: z[m].detach() for m in z}), y)
-                    head = model.fusion.out     # it, each encoder through its half of a head at rest
+                    head = model.fusion.out
                     halves = half_head_logits(z, head.weight.detach(), head.bias.detach())
                     own_loss = {m: F.cross_entropy(o, y) for m, o in halves.items()}
                 elif not alone:
@@ -402,19 +391,22 @@ def main(argv=None):
                         halves = half_head_logits(z, head.weight, head.bias / len(z))
                     score = {m: o.softmax(1)[rows, y].sum() for m, o in halves.items()}
                     coefficient = ogm_coefficients(score, r.ogm_alpha)
+                    if epoch >= r.epochs / 2:       # its code modulates the first half alone
+                        coefficient = {m: torch.ones_like(k) for m, k in coefficient.items()}
+                    else:
+                        convolutions = ((m, weight) for m, encoder in encoders.items()
+                                        for weight in encoder.parameters() if weight.ndim == 4)
+                        for m, weight in convolutions:
+                            weight.grad = ogm_ge_gradient(weight.grad, coefficient[m], noise)
                     watch = [torch.stack([score[m] / len(y), coefficient[m]]) for m in z]
                     watched = watched + torch.stack(watch)                  # (M, 2)
-                    convolutions = [(m, weight) for m, encoder in encoders.items()
-                                    for weight in encoder.parameters() if weight.ndim == 4]
-                    for m, weight in convolutions if epoch < r.epochs / 2 else []:
-                        weight.grad = ogm_ge_gradient(weight.grad, coefficient[m], noise)
                 scaler.step(optimizer)
                 scaler.update()
                 total = total + torch.stack(terms).detach()     # no step waits for its value
             mean = (total / len(batches)).tolist()
             speed = len(batches) * r.batch_size / (time.time() - start)
             if not math.isfinite(sum(mean)):
-                raise FloatingPointError(f"epoch {epoch + 1}: losses {mean}; lower --lr, or --amp off")
+                raise FloatingPointError(f"epoch {epoch + 1}: loss {mean}: lower --lr or --amp off")
 
             # evaluation; the test scores are recorded, and nothing is ever chosen by them
             record = dict(stage="alone" if alone else "joint", epoch=epoch, lr=lr,
@@ -431,10 +423,6 @@ def main(argv=None):
                     record[part] = {group: {head: scores(o, y) for head, o in logits.items()}
                                     for group, logits in model.logits(z).items()}
             log.append({**record, "seconds": time.time() - start, "items_per_second": speed})
-            val = [score for group in record["val"].values() for score in group.items()]
-            print(f"epoch {epoch + 1}/{n_epochs} | loss", *(f"{value:.3f}" for value in mean), "| val",
-                  *(f"{head} {100 * s['accuracy']:.1f}" for head, s in val), f"| {speed:.0f} items/s, "
-                  f"{(n_epochs - epoch - 1) * log[-1]['seconds']:.0f} s left", flush=True)
 
             # checkpoint, whole or not at all: what the next epoch, and a reader, depends on
             state = dict(config=config, log=log, model=model.state_dict(),
@@ -442,6 +430,11 @@ def main(argv=None):
                          generator=generator.get_state(), **ds.description)
             with whole_file(f"{path}.pt") as file:
                 torch.save(state, file)
+            val = [f"{head} {100 * score['accuracy']:.1f}"
+                   for group in record["val"].values() for head, score in group.items()]
+            left = (n_epochs - len(log)) * log[-1]["seconds"]
+            print(f"epoch {epoch + 1}/{n_epochs} | loss", *(f"{x:.3f}" for x in mean),
+                  "| val", *val, f"| {speed:.0f} items/s, {left:.0f} s left", flush=True)
 
         # ---- result ------------------------------------------------------------------------------
         z_train, y_train = features_of("train", model, ds, device, amp, r.batch_size)
@@ -465,7 +458,7 @@ def main(argv=None):
             epochs=log)
         with whole_file(f"{path}.json") as file:
             file.write(json.dumps(result).encode())
-        print_table(result)
+        print_table(result, COMPARE)
         print(f"written to {path}.json")
         return result
 

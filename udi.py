@@ -1,40 +1,29 @@
-"""UDI: Unidirectional Dynamic Interaction (Wang et al., 2025, arXiv 2509.02281). A reconstruction: no
-code is public.
+"""UDI: Unidirectional Dynamic Interaction (Wang et al., 2025, arXiv 2509.02281), reconstructed.
 
-Joint training lets modalities compete for one loss. UDI has none: one modality, the anchor, is trained
-alone to convergence and frozen; it then guides each other one, a follower, in one direction:
+Joint training lets modalities compete for one loss. UDI has none: one modality, the anchor, is
+trained alone to convergence and frozen; then it guides the others, the followers, one way:
 
-    stage 1   encoder -> z_m -> head_m -> CE        each modality alone; the best becomes the anchor
+    stage 1   encoder -> z_m -> head_m -> CE            each modality alone; the best is the anchor
 
-    stage 2   anchor, frozen    -> z_a -> o_a
-                                    |      |        alpha * JS(o_a, o_f)    consistency
-                                    |      |        beta  * I(z_f; z_a)     complement, minimised
-              follower encoder  -> z_f -> o_f -> CE
+    stage 2   the anchor, frozen -> z_a -> o_a
+                                     |      |           alpha JS(o_a, o_f)    consistency
+                                     |      |           beta  I(z_a; z_f)     complement, minimised
+              follower encoder   -> z_f -> o_f -> CE
     answer    the mean of all heads' logits
 
     python udi.py                                                   # the embedded set
     python udi.py --dataset ave --gpu 0
     python udi.py --dataset ave --anchor audio --interaction 0 0    # unguided: the plain ensemble
 
-From the paper, as far as it is known to us: no joint loss; the anchor is trained to convergence, frozen,
-and guides in one direction; a consistency term, the Jensen-Shannon divergence of the outputs (its Eq. 4);
-a complementary term, a bound on the mutual information of the features; both weights in [0, 1], set on
-each mini-batch by the alignment of gradients; the anchor has the best validation accuracy, a near tie
-going to the lower predictive entropy; no parameter is added, and inference costs nothing more.
-Our reading of the rest (numbered as in results/DEVIATIONS.md, with what each changes):
-    U1  converged: the whole schedule, as every other method's encoder has it
-    U2  a near tie: within one standard error of the best accuracy, sqrt(p (1 - p) / n_val)
-    U3  the bound: CLUB with a fixed Gaussian on L2-normalised features (`complementary_loss`)
-    U4  the weights: softmax of the terms' cosines with the task's gradient, smoothed (`alignment`)
-    U5  a follower starts from scratch, or from its stage 1 with --follower-init stage1
-    U6  an anchor that is not augmented (sound) is evaluated once; pictures in the follower's own view
-    U7  inference: the mean of the logits
-    U9  more than two modalities: the anchor guides one after another; followers do not see each other
+No code is public. From the paper, as far as we know it: all of the above; the divergence is
+Jensen-Shannon's (Eq. 4); both weights lie in [0, 1] and follow the alignment of gradients on each
+mini-batch; the anchor has the best validation accuracy, a near tie goes to the lower entropy. How
+each gap is filled is ours: U1 to U9 in results/DEVIATIONS.md, named below where they stand.
 """
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")     # else idle threads of two runs side by side spin
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")     # idle threads must not slow a second run down
 
 import argparse
 import json
@@ -52,45 +41,44 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from tqdm import tqdm
 
 from data import (DataError, claim, exit_codes, finished, half_done, open_dataset, pick_device,
-                  provenance, whole_file)
+                  print_table, provenance, whole_file)
 
-# ---- recipe: ours, with the optimiser and lengths of the DI-MML code. Every entry is also a flag --
+# ---- recipe: ours, on the optimiser and lengths of the DI-MML code. Each entry is also a flag ----
 RECIPE = dict(
-    epochs=150,                 # of each stage; with --epochs, lr_step scales along
+    epochs=150,                 # of each stage (U1); with --epochs, lr_step scales along
     batch_size=16,
     lr=1e-3,                    # of SGD with momentum 0.9 and weight decay 1e-4
     lr_step=70,                 # lr x 0.1 every so many epochs of a stage
-    variance=0.1,               # s^2 of CLUB's Gaussian
-    temperature=0.5,            # of the interaction weights
+    variance=0.1,               # s^2 of CLUB's Gaussian (U3)
+    temperature=0.5,            # of the interaction weights (U4)
     interaction=None,           # fixed weights (alpha, beta) in place of dynamic ones
     complement="club",          # or cka, which is ours
-    follower_init="scratch",    # or stage1
-    patience=0,                 # end a stage after so many epochs without a rise in validation accuracy
-)                               # since the last drop of the rate; 0: never
+    follower_init="scratch",    # or stage1 (U5)
+    patience=0,                 # ends a stage after so many epochs without a rise in validation
+)                               # accuracy, counted from the last drop of the rate; 0: never
 CHOICES = {"complement": ["club", "cka"], "follower_init": ["scratch", "stage1"]}
 CHANGES = {"cremad": {}, "ave": {}, "ucf101": {}, "modelnet40": {},
            "avletters": dict(epochs=40, lr=0.01, lr_step=32)}
 SMALL = dict(epochs=15, lr=3e-3, lr_step=12)        # for any other dataset
 SMOOTHING = 0.9                 # of the cosines behind the interaction weights
-COMPARE = """python joint_baseline.py                # the same encoders under one joint loss
-python joint_baseline.py --ensemble     # the same encoders, each trained alone"""
+COMPARE = "Compare: python joint_baseline.py, and python joint_baseline.py --ensemble"
 
 
 # ---- the method ----------------------------------------------------------------------------------
 def choose_anchor(accuracy, entropy, tolerance):
-    """The modality of highest validation accuracy; of those within `tolerance` of it, that of lowest entropy.
+    """The most accurate modality; of those within `tolerance` of it, that of lowest entropy.
 
-    {m: accuracy in [0, 1]}, {m: mean predictive entropy in nats}, float -> name. Equal ones: the first named.
+    {m: validation accuracy}, {m: mean predictive entropy in nats}, float -> name.
     """
     near = [m for m in accuracy if accuracy[m] >= max(accuracy.values()) - tolerance]
     return min(near, key=entropy.__getitem__)
 
 
 def consistency_loss(anchor_logits, follower_logits):
-    """Jensen-Shannon divergence of the two outputs in nats, mean over the batch: (B, C), (B, C) -> scalar (Eq. 4).
+    """Jensen-Shannon divergence of the outputs, in nats (Eq. 4): (B, C), (B, C) -> scalar.
 
-    JS(p, q) = KL(p | m) / 2 + KL(q | m) / 2, m = (p + q) / 2, between 0 and ln 2. The anchor is detached. From
-    log-probabilities, so that it is finite for any logits.
+    JS(p, q) = KL(p | m) / 2 + KL(q | m) / 2, m = (p + q) / 2: from 0 to ln 2, mean over the batch.
+    The anchor is detached. From log-probabilities, so that it is finite for any logits.
     """
     p, q = anchor_logits.detach().log_softmax(1), follower_logits.log_softmax(1)
     m = torch.logaddexp(p, q) - math.log(2)
@@ -98,20 +86,21 @@ def consistency_loss(anchor_logits, follower_logits):
 
 
 def complementary_loss(anchor_features, follower_features, variance):
-    """CLUB's upper bound of I(z_f; z_a) with q(z_f | z_a) = N(z_a, s^2 I): (B, D), (B, D), s^2 -> scalar in [-2/s^2, 2/s^2].
+    """CLUB's upper bound of I(z_f; z_a), q(z_f | z_a) = N(z_a, s^2 I): two (B, D) -> scalar (U3).
 
-        ( mean_ij |f_i - a_j|^2 - mean_i |f_i - a_i|^2 ) / (2 s^2) = ( mean_i <f_i, a_i> - <mean_i f_i, mean_j a_j> ) / s^2
-    on L2-normalised features, the anchor's detached. So it is the trace of the cross-covariance: minimised, it drives
-    matching dimensions apart, which is not the same as making the features independent.
+        ( mean_ij |f_i - a_j|^2 - mean_i |f_i - a_i|^2 ) / (2 s^2)
+            = ( mean_i <f_i, a_i> - <mean_i f_i, mean_j a_j> ) / s^2    (Cheng et al., ICML 2020)
+    on L2-normalised features, the anchor's detached: the trace of the cross-covariance. Minimised,
+    it drives matching dimensions apart, which does not make the features independent.
     """
     a, f = F.normalize(anchor_features.detach(), dim=1), F.normalize(follower_features, dim=1)
     return ((f * a).sum(1).mean() - f.mean(0) @ a.mean(0)) / variance
 
 
 def linear_cka(anchor_features, follower_features):
-    """Linear CKA, a measure of dependence in [0, 1] (Kornblith et al., ICML 2019): (B, D), (B, D) -> scalar.
+    """Linear CKA, a dependence in [0, 1] (Kornblith et al., ICML 2019): (B, D), (B, D) -> scalar.
 
-    <K, L> / (|K| |L|) with the Gram matrices K, L of the centred features; the anchor is detached. Ours, not the paper's.
+    <K, L> / (|K| |L|), the Gram matrices of the centred features; the anchor is detached. Ours.
     """
     a, f = anchor_features.detach(), follower_features
     k, l = ((x - x.mean(0)) @ (x - x.mean(0)).T for x in (a, f))
@@ -119,29 +108,30 @@ def linear_cka(anchor_features, follower_features):
 
 
 def alignment(task_grad, consistency_grad, complementary_grad):
-    """Cosines of the task's gradient with the two others, over the whole mini-batch: three (B, D) -> (2,); 0 for zeros."""
+    """Cosines of the task's gradient with the others, over the mini-batch: three (B, D) -> (2,)."""
     others = torch.stack([consistency_grad.flatten(), complementary_grad.flatten()])
-    return F.cosine_similarity(task_grad.flatten()[None], others, eps=1e-12)
+    return F.cosine_similarity(task_grad.flatten()[None], others, eps=1e-12)    # 0 for zeros
 
 
 def interaction_weights(task_grad, consistency_grad, complementary_grad, temperature):
-    """(alpha, beta) = softmax([cos(g_task, g_con), cos(g_task, g_com)] / T): three (B, D) gradients at z_f -> (2,)."""
+    """(alpha, beta) = softmax of the two cosines / T, not smoothed: three (B, D), float -> (2,)."""
     return (alignment(task_grad, consistency_grad, complementary_grad) / temperature).softmax(0)
 
 
 def choose(log, n_val):
-    """The anchor, by the last validation scores of stage 1; near is one standard error (U2)."""
+    """The anchor by the last scores of stage 1; near (U2): within a standard error of the best."""
     last = {e["modality"]: e["val"]["modality_heads"][e["modality"]] for e in log
             if e["stage"] == "alone"}       # a resumed log may hold guided epochs too
-    accuracy, entropy = ({m: last[m][key] for m in last} for key in ("accuracy", "entropy"))
+    accuracy = {m: score["accuracy"] for m, score in last.items()}
+    entropy = {m: score["entropy"] for m, score in last.items()}
     best = max(accuracy.values())
     tolerance = math.sqrt(best * (1 - best) / n_val)
-    return dict(anchor=choose_anchor(accuracy, entropy, tolerance), accuracy=accuracy, entropy=entropy,
-                tolerance=tolerance)
+    return dict(anchor=choose_anchor(accuracy, entropy, tolerance), accuracy=accuracy,
+                entropy=entropy, tolerance=tolerance)
 
 
 def converged(accuracy, r):
-    """Whether validation accuracy has not risen for `patience` epochs since the rate's last drop."""
+    """Whether validation accuracy did not rise for `patience` epochs since the rate's last drop."""
     since = accuracy[(r.epochs - 1) // r.lr_step * r.lr_step:]
     return len(since) > r.patience and max(since[-r.patience:]) <= max(since[:-r.patience])
 
@@ -168,7 +158,7 @@ class Encoder(ResNet):
 
 
 class UDI(nn.Module):
-    """An encoder and a head a modality, as in the plain ensemble; z = {m: (B, 512)} are features."""
+    """An encoder and a head a modality, no more than the ensemble has; z = {m: (B, 512)}."""
 
     answer = "fused"        # the head that is the method's answer
 
@@ -177,11 +167,12 @@ class UDI(nn.Module):
         self.modalities = list(in_channels)     # a list beside ModuleLists: a name can be any word
         self.encoders = nn.ModuleList(Encoder(channels) for channels in in_channels.values())
         self.heads = nn.ModuleList(nn.Linear(dim, n_classes) for _ in in_channels)
-        self.register_buffer("cosines", torch.zeros(len(in_channels), 2))      # smoothed, a row a follower
+        self.register_buffer("cosines", torch.zeros(len(in_channels), 2))   # of followers, smoothed
 
     def features(self, inputs):
         """{m: (B, T, C, H, W)} of some modalities -> z = {m: (B, 512)}."""
-        return {m: encoder(inputs[m]) for m, encoder in zip(self.modalities, self.encoders) if m in inputs}
+        encoders = zip(self.modalities, self.encoders)
+        return {m: encoder(inputs[m]) for m, encoder in encoders if m in inputs}
 
     def own_logits(self, z):
         return {m: head(z[m]) for m, head in zip(self.modalities, self.heads) if m in z}
@@ -189,14 +180,15 @@ class UDI(nn.Module):
     def logits(self, z):
         """z -> {group: {head: (B, C)}}: our heads by our names, the modalities' own by theirs."""
         own = self.own_logits(z)
-        return {"heads": {"fused": torch.stack(list(own.values())).mean(0)}, "modality_heads": own}
+        fused = torch.stack(list(own.values())).mean(0)         # (U7)
+        return {"heads": {"fused": fused}, "modality_heads": own}
 
 
-# ---- evaluation: heads read features alone, so a part's features, computed once, serve them all -----
+# ---- evaluation: the features of a part, computed once, serve all heads and the probe ------------
 @torch.no_grad()
 def features_of(part, model, ds, device, amp, batch_size):
-    """Features of a whole part, eval mode, not augmented: {m: (N, 512)}, labels (N,). Of the modalities
-    of `ds`, which may be some of the model's."""
+    """Features of a whole part, eval mode, not augmented: {m: (N, 512)}, labels (N,); of those
+    modalities that `ds` has."""
     model.eval()
     z, labels = [], []
     for inputs, y, _ in ds.batches(part, batch_size, device):
@@ -218,11 +210,12 @@ def scores(logits, y):
 
 
 def summarise(log, group, head):
-    """A head's test scores at its `last` epoch (quote this one), at that of `best_val` accuracy, and at
-    that of `best_test` accuracy, which is how published code chooses: optimistic, to compare only.
+    """A head's test scores at its `last` epoch (quote this), at that of `best_val` accuracy, and
+    at that of `best_test` accuracy, as published code chooses: optimistic, to compare only.
     Of the stage that trained it last."""
     log = [e for e in log if head in e["test"][group]]
-    log = [e for e in log if (e["stage"], e["modality"]) == (log[-1]["stage"], log[-1]["modality"])]
+    stage = log[-1]["stage"], log[-1]["modality"]
+    log = [e for e in log if (e["stage"], e["modality"]) == stage]
     chosen = {"last": log[-1]}
     for part in ("val", "test"):
         if log[-1][part]:
@@ -242,28 +235,13 @@ def probe(z, y, z_test, y_test):
         return None, str(error)
 
 
-def print_table(result):
-    rows = [(head + (" (the answer)" if head == result["answer"] else ""), rules, None)
-            for head, rules in result["heads"].items()]
-    rows += [(f"encoder of {m}", result["modality_heads"].get(m, {}), accuracy)
-             for m, accuracy in result["probes"].items()]
-    print(f"\n{'test, %':24}{'last':>8}{'best val':>10}{'best test':>11}{'macro-F1':>10}{'probe':>8}")
-    for name, rules, accuracy in rows:
-        cells = [rules.get(rule, {}).get("accuracy") for rule in ("last", "best_val", "best_test")]
-        cells += [rules.get("last", {}).get("macro_f1"), accuracy]
-        cells = ["-" if cell is None else f"{100 * cell:.1f}" for cell in cells]
-        print(f"{name:24}" + "".join(c.rjust(n) for c, n in zip(cells, (8, 10, 11, 10, 8))))
-    print("last: the number to quote. best test: chosen on the test set, as published code does.\n"
-          "probe: what a linear classifier reads from the frozen encoder. Compare with:\n" + COMPARE)
-
-
 # ---- a run ---------------------------------------------------------------------------------------
 def plan(argv=None):
-    """What a command line asks for: args, dataset, recipe, the run's path (less its suffix), config.
+    """What a command line asks for: args, dataset, recipe, the run's path without suffix, config.
     Two runs of the same config are the same run, and nothing else knows a run's name."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
-    add("--dataset", default="synthetic", help="a name under --data-dir, or a prepared folder's path")
+    add("--dataset", default="synthetic", help="a name under --data-dir, or a prepared folder")
     add("--data-dir", default="datasets")
     add("--split", help="one of the dataset's splits (default: its first)")
     add("--val", type=float, default=0.1, help="share of train to hold out if there is no val part")
@@ -286,7 +264,8 @@ def plan(argv=None):
     if args.anchor:
         ds.only(args.anchor)                        # raises DataError if there is no such modality
     elif not len(ds.indices("val")):
-        raise DataError(f"no validation items to choose the anchor by ({ds.why_no_val}): name it with --anchor")
+        raise DataError(f"no validation items to choose the anchor by ({ds.why_no_val}): give "
+                        "--anchor NAME")
     recipe = {**RECIPE, **CHANGES.get(ds.name, SMALL)}
     scale = (args.epochs or recipe["epochs"]) / recipe["epochs"]
     recipe["lr_step"] = max(1, round(scale * recipe["lr_step"]))
@@ -319,7 +298,7 @@ def main(argv=None):
     args, ds, recipe, path, config = plan(argv)
     r, n_classes = argparse.Namespace(**recipe), len(ds.classes)
     sizes = {part: len(ds.indices(part)) for part in ("train", "val", "test")}
-    # the stages: each modality alone (where the anchor is named, only what is needed), then each follower
+    # stage 1 trains each modality alone; where the anchor is named, only those that are needed
     alone = [m for m in ds.modalities if args.anchor in (None, m) or r.follower_init == "stage1"]
     n_epochs = (len(alone) + len(ds.modalities) - 1) * r.epochs
 
@@ -338,8 +317,7 @@ def main(argv=None):
     model = UDI(in_channels, n_classes).to(device)
     if device.type == "cuda" or dtype == torch.bfloat16:        # small float32 pictures lose by it
         model = model.to(memory_format=torch.channels_last)
-    encoders, heads = ({m: part for m, part in zip(model.modalities, parts)}
-                       for parts in (model.encoders, model.heads))
+    encoders, heads = (dict(zip(model.modalities, part)) for part in (model.encoders, model.heads))
     optimizer = torch.optim.SGD(model.parameters(), r.lr, momentum=0.9, weight_decay=1e-4,
                                 fused=dtype != torch.float16)   # wrong after an overflow in step 1
     fixed = None if r.interaction is None else torch.tensor(r.interaction, device=device)
@@ -347,7 +325,7 @@ def main(argv=None):
     with claim(path):       # no other run of this name meanwhile
         if result := finished(path, config):
             print(f"{path}.json is finished: nothing to train")
-            print_table(result)
+            print_table(result, COMPARE)
             return result
 
         # from the start, or on from a checkpoint
@@ -362,24 +340,26 @@ def main(argv=None):
         print(f"{path.name}: {sizes} items, {n_classes} classes; {dtype} on {device}; "
               f"{n_epochs} epochs, {len(log) or 'none'} done before", flush=True)
 
-        # ---- training: stage 1, the choice of the anchor, stage 2 ----------------------------------
+        # ---- training: stage 1, the choice of the anchor, stage 2 ------------------------------
         choice = dict(anchor=args.anchor)
         stages = [("alone", m) for m in alone]
         for number in range(n_epochs // r.epochs):
             if number == len(alone):
                 if choice["anchor"] is None:
                     choice = choose(log, sizes["val"])
-                    print(f"the anchor: {choice}", flush=True)
+                    print(choice, flush=True)
                 stages += [("guided", m) for m in ds.modalities if m != choice["anchor"]]
             stage, m = stages[number]
             anchor = choice["anchor"] if stage == "guided" else None
-            curve = [e for e in log if (e["stage"], e["modality"]) == (stage, m)]      # of this stage
+            curve = [e for e in log if (e["stage"], e["modality"]) == (stage, m)]       # done of it
+            if len(curve) == r.epochs:
+                continue
 
             # at its beginning: momentum from zero; a follower from scratch gets new weights
             if not curve:
                 optimizer.state.clear()
                 if stage == "guided" and r.follower_init == "scratch":
-                    torch.manual_seed(args.seed + 1 + model.modalities.index(m))
+                    torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
                     encoders[m].load_state_dict(Encoder(in_channels[m]).state_dict())
                     heads[m].reset_parameters()
 
@@ -391,8 +371,7 @@ def main(argv=None):
                 done = [anchor] + [name for s, name in stages[:number] if s == "guided"]
                 for part in [part for part in frozen if sizes[part]]:
                     z, _ = features_of(part, model, ds.only(*done), device, amp, r.batch_size)
-                    with torch.no_grad():
-                        frozen[part] = model.own_logits(z)
+                    frozen[part] = {m: o.detach() for m, o in model.own_logits(z).items()}
                 if ds.modalities[anchor].kind in ("audio", "spectrogram"):
                     z, _ = features_of("train", model, ds.only(anchor), device, amp, r.batch_size)
                     anchor_z = z[anchor].new_full((len(ds.labels), z[anchor].shape[1]), torch.nan)
@@ -401,7 +380,8 @@ def main(argv=None):
                     seen = ds.only(*(name for name in ds.modalities if name in (anchor, m)))
 
             for epoch in range(len(curve), r.epochs):
-                if r.patience and converged([e["val"]["modality_heads"][m]["accuracy"] for e in curve], r):
+                val = [e["val"]["modality_heads"][m]["accuracy"] for e in curve if e["val"]]
+                if r.patience and converged(val, r):
                     break
                 start = time.time()
                 lr = r.lr * 0.1 ** (epoch // r.lr_step)
@@ -411,7 +391,7 @@ def main(argv=None):
                 # one pass over the training items
                 model.eval()                    # what is frozen stays as it is, BatchNorm too
                 encoders[m].train()
-                batches = seen.batches("train", r.batch_size, device, augment=True, generator=generator)
+                batches = seen.batches("train", r.batch_size, device, True, generator)
                 total = 0.0
                 for inputs, y, index in tqdm(batches, leave=False, disable=None, unit="batch"):
                     with amp:
@@ -420,16 +400,17 @@ def main(argv=None):
                     terms = [F.cross_entropy(logits, y)]
                     if stage == "guided":
                         with torch.no_grad(), amp:
-                            z_a = encoders[anchor](inputs[anchor]) if anchor_z is None else anchor_z[index]
+                            z_a = (encoders[anchor](inputs[anchor]) if anchor_z is None
+                                   else anchor_z[index])
                         consistency = consistency_loss(heads[anchor](z_a), logits)
-                        complement = (complementary_loss(z_a, z, r.variance) if r.complement == "club"
-                                      else linear_cka(z_a, z))
-                        # the weights: does a term pull the features where the task does? (U4)
-                        grads = [torch.autograd.grad(term, z, retain_graph=True)[0]     # the head alone
+                        complement = (linear_cka(z_a, z) if r.complement == "cka"
+                                      else complementary_loss(z_a, z, r.variance))
+                        # does a term pull the features where the task does? So it is weighted (U4)
+                        grads = [torch.autograd.grad(term, z, retain_graph=True)[0]
                                  for term in (terms[0], consistency, complement)]
                         cosines.lerp_(alignment(*grads), 1 - SMOOTHING)
-                        alpha, beta = (cosines / r.temperature).softmax(0) if fixed is None else fixed
-                        terms += [alpha * consistency, beta * complement]
+                        weights = (cosines / r.temperature).softmax(0) if fixed is None else fixed
+                        terms += [weights[0] * consistency, weights[1] * complement]
                     optimizer.zero_grad(set_to_none=True)
                     scaler.scale(sum(terms)).backward()
                     scaler.step(optimizer)
@@ -438,38 +419,39 @@ def main(argv=None):
                 mean = (total / len(batches)).tolist()
                 speed = len(batches) * r.batch_size / (time.time() - start)
                 if not math.isfinite(sum(mean)):
-                    raise FloatingPointError(f"{stage} {m}, epoch {epoch + 1}: losses {mean}; lower --lr, "
-                                             "or --amp off")
+                    raise FloatingPointError(f"{stage} {m}, epoch {epoch + 1}: loss {mean}: lower "
+                                             "--lr or --amp off")
 
                 # evaluation; the test scores are recorded, and nothing is ever chosen by them
-                record = dict(stage=stage, modality=m, epoch=epoch, lr=lr, modality_loss={m: mean[0]},
-                              loss=dict(zip(("consistency", "complement"), mean[1:])))
-                if stage == "guided":
+                record = dict(stage=stage, modality=m, epoch=epoch, lr=lr,
+                              loss=dict(zip(("consistency", "complement"), mean[1:])),
+                              modality_loss={m: mean[0]})
+                if stage == "guided":           # as they stand at the epoch's end
                     names = ("alpha", "beta", "cos_consistency", "cos_complement")
-                    record["interaction"] = dict(zip(names, [float(alpha), float(beta), *cosines.tolist()]))
+                    record["interaction"] = dict(zip(names, weights.tolist() + cosines.tolist()))
                 for part in ("val", "test"):
                     record[part] = {}
                     if sizes[part]:
                         z, y = features_of(part, model, mine, device, amp, r.batch_size)
-                        with torch.no_grad():
-                            own = model.own_logits(z)
-                        fused = {} if stage == "alone" else {
-                            "fused": torch.stack([*frozen[part].values(), own[m]]).mean(0)}
-                        record[part] = dict(
-                            heads={head: scores(o, y) for head, o in fused.items()},
-                            modality_heads={m: scores(own[m], y)})
+                        own = model.own_logits(z)[m]
+                        record[part] = dict(heads={}, modality_heads={m: scores(own, y)})
+                        if stage == "guided":
+                            fused = torch.stack([*frozen[part].values(), own]).mean(0)
+                            record[part]["heads"]["fused"] = scores(fused, y)
                 log.append({**record, "seconds": time.time() - start, "items_per_second": speed})
-                val = [score for group in record["val"].values() for score in group.items()]
-                print(f"{stage} {m} {epoch + 1}/{r.epochs} | loss", *(f"{value:.3f}" for value in mean), "| val",
-                      *(f"{head} {100 * s['accuracy']:.1f}" for head, s in val), f"| {speed:.0f} items/s, "
-                      f"{(n_epochs - len(log)) * log[-1]['seconds']:.0f} s left", flush=True)
                 curve.append(log[-1])
+
                 # checkpoint, whole or not at all: what the next epoch, and a reader, depends on
                 state = dict(config=config, log=log, model=model.state_dict(),
                              optimizer=optimizer.state_dict(), scaler=scaler.state_dict(),
                              generator=generator.get_state(), **ds.description)
                 with whole_file(f"{path}.pt") as file:
                     torch.save(state, file)
+                val = [f"{head} {100 * score['accuracy']:.1f}"
+                       for group in record["val"].values() for head, score in group.items()]
+                left = (n_epochs - len(log)) * log[-1]["seconds"]
+                print(f"{stage} {m} {epoch + 1}/{r.epochs} | loss", *(f"{x:.3f}" for x in mean),
+                      "| val", *val, f"| {speed:.0f} items/s, {left:.0f} s left", flush=True)
 
         # ---- result ------------------------------------------------------------------------------
         z_train, y_train = features_of("train", model, ds, device, amp, r.batch_size)
@@ -494,7 +476,7 @@ def main(argv=None):
             epochs=log)
         with whole_file(f"{path}.json") as file:
             file.write(json.dumps(result).encode())
-        print_table(result)
+        print_table(result, COMPARE)
         print(f"written to {path}.json")
         return result
 

@@ -6,6 +6,8 @@
 """
 
 import copy
+import hashlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -16,11 +18,11 @@ import torch
 from data import store, synthetic
 from data.batches import Batches, pick_device
 from data.errors import DataError, exit_codes
-from data.files import claim, finished, half_done, provenance
+from data.files import claim, finished, half_done, print_table, provenance
 from data.store import PARTS, whole_file
 
 __all__ = ["DataError", "Dataset", "claim", "exit_codes", "finished", "half_done", "open_dataset",
-           "pick_device", "provenance", "whole_file"]
+           "pick_device", "print_table", "provenance", "whole_file"]
 
 HOW_TO_GET = {  # what a user downloads for `python -m data.prepare NAME --raw DIR`
     "cremad": "CREMA-D (github.com/CheyneyComputerScience/CREMA-D): AudioWAV/*.wav and VideoFlash/*.flv",
@@ -42,7 +44,9 @@ class Dataset:
 
     def __init__(self, name, split, classes, modalities, labels, ids, groups, assignment, fingerprint, val):
         self.name, self.split, self.classes, self.modalities = name, split, list(classes), dict(modalities)
-        self.labels, self.ids, self.groups, self.fingerprint = np.asarray(labels, dtype=np.int64), ids, groups, fingerprint
+        self.labels, self.ids, self.groups = np.asarray(labels, dtype=np.int64), ids, groups
+        options = json.dumps(self.description, sort_keys=True).encode()     # crops, means: not in the files
+        self.fingerprint = {**fingerprint, "description": hashlib.sha256(options).hexdigest()}
         self.val, self.carved = val, val > 0 and not (np.asarray(assignment) == PARTS["val"]).any()
         self._parts = carve_val(np.array(assignment), self.labels, groups, val)
         self._resident = {}

@@ -1,12 +1,14 @@
-"""avmnist: spoken digits (free-spoken-digit-dataset) with written ones (MNIST), paired by class. 35 MB to download.
+"""avmnist: spoken digits (free-spoken-digit-dataset) with written ones (MNIST), paired by class.
 
-Raw, one folder with both: recordings/{digit}_{speaker}_{index}.wav (8 kHz, a clone of free-spoken-digit-dataset) and
-the four MNIST idx files, gzipped or not, there or in a folder MNIST or mnist.
+35 MB to download. Raw, one folder with both: recordings/{digit}_{speaker}_{index}.wav (8 kHz, a
+clone of free-spoken-digit-dataset) and the four MNIST idx files, gzipped or not, there or in a
+folder MNIST or mnist.
 
 full   2,700 / 300: the recordings of index 0 to 4 are the test part, as their authors say
 small  240 / 300: of the others only index 5 to 8, where joint training falls behind
-Both modalities carry the digit; given the digit they are independent. All six speakers stand in both parts. The sound is
-kept as a log-mel spectrogram about as large as the image, so that a run takes a minute or two of one CPU core.
+Both modalities carry the digit; given the digit they are independent. All six speakers stand in
+both parts. The sound is kept as a log-mel spectrogram about as large as the image, so that a run
+takes a minute or two of one CPU core.
 """
 
 import functools
@@ -23,14 +25,15 @@ from data.prepare import Index, Item, find_files, find_folder
 from data.store import DataError
 
 EXPECTED = {"full": (2700, 0, 300), "small": (240, 0, 300)}      # train, val, test
-SAMPLES = 8_000                                                 # half a second at 16 kHz: 70 % of the recordings are shorter
-MEL = dict(n_fft=512, hop_length=256, f_max=4_000, n_mels=32)   # windows of 32 ms, steps of 16 ms, up to 8 kHz sound's end
+SAMPLES = 8_000     # half a second at 16 kHz: 70 % of the recordings are shorter
+# windows of 32 ms, steps of 16 ms, up to where sound of 8 kHz ends
+MEL = dict(n_fft=512, hop_length=256, f_max=4_000, n_mels=32)
 
 
 def index(raw, options):
     recordings = find_folder(raw, "recordings", "free-spoken-digit-dataset/recordings")
     items, full, small = [], {}, {}
-    for path in find_files(recordings, "*.[wW][aA][vV]"):
+    for path in find_files(recordings, "*.wav"):
         match = re.fullmatch(r"(\d)_(\w+)_(\d+)", path.stem, re.ASCII)
         if not match:
             raise DataError(f"{path} is not named {{digit}}_{{speaker}}_{{index}}.wav")
@@ -57,13 +60,14 @@ def index(raw, options):
                 item.detail = {"image": int(image)}
     modalities = {"audio": {"kind": "spectrogram",
                             "shape": (1, MEL["n_mels"], 1 + SAMPLES // MEL["hop_length"])},
-                  "image": {"kind": "rgb", "shape": (1, 1, 28, 28), "scale": (0.6, 1.0), "flip": False}}
+                  "image": {"kind": "rgb", "shape": (1, 1, 28, 28), "scale": (0.6, 1.0),
+                            "flip": False}}
     splits = {"full": full, "small": small}
     return Index(items, [str(digit) for digit in range(10)], modalities, splits, EXPECTED)
 
 
 def find_idx(raw, stem, dimensions):
-    """The path of an idx file of that many dimensions, which has one of several names. Raises DataError."""
+    """The idx file of that many dimensions, under one of its names. Raises DataError."""
     names = [f"{stem}{mark}idx{dimensions}-ubyte{end}" for mark in "-." for end in ("", ".gz")]
     for folder in ("", "MNIST", "mnist", "MNIST/raw"):
         for name in names:
@@ -76,7 +80,8 @@ def find_idx(raw, stem, dimensions):
 def read_idx(path, dimensions):
     """An MNIST file, gzipped or not, whatever its name says: uint8 array. Raises DataError.
 
-    Its first four bytes are 0, 0, 8 (uint8) and the number of dimensions, then each size as a big-endian int32.
+    It begins with the bytes 0, 0, 8 (uint8), the number of dimensions, and each size as a
+    big-endian int32.
     """
     try:
         data = Path(path).read_bytes()
@@ -96,8 +101,8 @@ def read_idx(path, dimensions):
 
 
 def decode(item, options):
-    """audio: log-mel spectrogram of the first half second, mean 0 and variance 1, a shorter one padded with silence;
-    image: 28 x 28."""
+    """audio: log-mel spectrogram of the first half second, mean 0 and variance 1, a shorter one
+    padded with silence; image: 28 x 28."""
     import torch
     from torchaudio.transforms import MelSpectrogram
     wav, images = item.files

@@ -100,3 +100,19 @@ def provenance(script, device):
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU"
     return dict(commit=commit + "-dirty" * bool(dirty) or None, device=name, versions=dict(
         python=platform.python_version(), torch=str(torch.__version__), numpy=np.__version__))
+
+
+def print_table(result, compare):
+    """A result for a person: our heads, the answer first, then the encoders; `compare` says with what."""
+    rows = [(head + " (the answer)" * (head == result["answer"]), rules, None)
+            for head, rules in result["heads"].items()]
+    rows += [(f"encoder of {m}", result["modality_heads"].get(m, {}), probe)
+             for m, probe in result["probes"].items()]
+    print(f"\n{'test, %':24}{'last':>8}{'best val':>10}{'best test':>11}{'macro-F1':>10}{'probe':>8}")
+    for name, rules, probe in rows:
+        cells = [rules.get(rule, {}).get("accuracy") for rule in ("last", "best_val", "best_test")]
+        cells += [rules.get("last", {}).get("macro_f1"), probe]
+        cells = ["-" if cell is None else f"{100 * cell:.1f}" for cell in cells]
+        print(f"{name:24}" + "".join(c.rjust(n) for c, n in zip(cells, (8, 10, 11, 10, 8))))
+    print("last: the number to quote; best test: chosen on the test set, as published code does;\n"
+          f"probe: what a linear classifier reads from the frozen encoder.\n{compare}")

@@ -2,25 +2,30 @@
 
     python -m data.info ave
 
-prints the items of each class and part, sizes, what was skipped, and who or what stands in more than one part (actors,
-videos, groups of clips), and draws a contact sheet: a few items of each modality, as they are stored.
+prints the items of each class and part, sizes, what was skipped, and who or what stands in more
+than one part (actors, videos, groups of clips), and draws a contact sheet: some items of each part.
 """
 
 import argparse
+import itertools
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torchvision.transforms.v2.functional import resize
 from torchvision.utils import flow_to_image
 
 from data import find_prepared, store
 from data.batches import log_spectrogram
-from data.errors import exit_codes
+from data.errors import DataError, exit_codes
 from data.store import PARTS, UNUSED, plain
 
-TILE = 128      # pixels, height and width of one picture of the contact sheet
+TILE, LINE = 128, 18    # pixels of the contact sheet: a picture's sides, the height of a text line
+ROWS = 8
+CONTRAST = 0.05         # spectrograms: this share of the values is shown black, as much white
+STILL = 8.0             # flow: shorter motion (in grey levels; 1.3 pixels) never has full colour
 
 
 def describe(folder):
@@ -29,14 +34,17 @@ def describe(folder):
     print(f"{folder}: {len(labels)} items, {len(meta['classes'])} classes")
     for name, mod in modalities.items():
         shape = " x ".join(map(str, mod.array.shape[1:]))
-        print(f"  {name:10} {mod.kind:12} {mod.array.dtype} {shape}, {mod.array.nbytes / 1e9:.2f} GB")
+        size = f"{mod.array.nbytes / 1e9:.2f} GB"
+        print(f"  {name:10} {mod.kind:12} {mod.array.dtype} {shape}, {size}")
     print(f"skipped: {len(meta.get('skipped', {}))} items")
     for item, reason in meta.get("skipped", {}).items():
         print(f"  {plain(item)}: {plain(reason)}")
 
+    names = [plain(name) for name in meta.get("groups", [])]
     for split, codes in splits.items():
         parts = [part for part, code in PARTS.items() if (codes == code).any()]
-        counts = {part: np.bincount(labels[codes == PARTS[part]], minlength=len(meta["classes"])) for part in parts}
+        counts = {part: np.bincount(labels[codes == PARTS[part]], minlength=len(meta["classes"]))
+                  for part in parts}
         print(f"\nsplit {split}: " + ", ".join(f"{counts[part].sum()} {part}" for part in parts)
               + f", {(codes == UNUSED).sum()} unused")
         width = max(map(len, meta["classes"])) + 2
@@ -46,17 +54,16 @@ def describe(folder):
         if groups is None:
             print("  groups: none recorded, so leaks between parts cannot be seen")
             continue
-        names = [plain(name) for name in meta["groups"]] if "groups" in meta else None
-        of_part = {part: set(groups[codes == PARTS[part]].tolist()) for part in parts}
-        print("  groups: " + ", ".join(f"{len(of_part[part])} in {part}" for part in parts))
-        for i, a in enumerate(parts):
-            for b in parts[i + 1:]:
-                shared = sorted(of_part[a] & of_part[b])
-                shown = ", ".join(names[g] if names else str(g) for g in shared[:5])
-                print(f"  in both {a} and {b}: {len(shared)}" + (f" ({shown}{', ...' if len(shared) > 5 else ''})" if shared else ""))
-        if split == "clean" and names and len(names) < 200:
+        inside = {part: set(groups[codes == PARTS[part]].tolist()) for part in parts}
+        print("  groups: " + ", ".join(f"{len(inside[part])} in {part}" for part in parts))
+        for a, b in itertools.combinations(parts, 2):
+            shared = sorted(inside[a] & inside[b])
+            shown = ", ".join([names[g] if names else str(g) for g in shared[:5]]
+                              + ["..."] * (len(shared) > 5))
+            print(f"  in both {a} and {b}: {len(shared)}" + (f" ({shown})" if shared else ""))
+        if split == "clean" and 0 < len(names) < 200:
             for part in parts:
-                print(f"  {part}: " + " ".join(names[g] for g in sorted(of_part[part])))
+                print(f"  {part}: " + " ".join(names[g] for g in sorted(inside[part])))
 
 
 def tile(picture):
@@ -64,64 +71,112 @@ def tile(picture):
     return resize(torch.as_tensor(picture).expand(3, -1, -1), [TILE, TILE], antialias=True)
 
 
-def tiles(mod, item):
-    """The pictures that show one item of a modality: a list of uint8 (3, TILE, TILE)."""
-    stored = torch.from_numpy(np.array(mod.array[item]))
+def tiles(mod, items):
+    """The pictures that show items of a modality: for each a list of uint8 (3, TILE, TILE)."""
+    stored = [torch.from_numpy(np.array(mod.array[item])) for item in items]
     if mod.kind == "audio":
-        wave = torch.full((TILE, TILE), 255, dtype=torch.uint8)          # each column from its lowest to its highest sample
-        parts = torch.tensor_split(stored, TILE)
-        level = [((1 - torch.stack([p.max(), p.min()]) / 32768) * (TILE - 1) / 2).long() for p in parts]
-        for column, (top, bottom) in enumerate(level):
-            wave[top:bottom + 1, column] = 60
-        return [tile(wave[None]), tile(grey(log_spectrogram(stored[None])[0, 0].flip(1)))]
+        return [[tile(curve(wave)), tile(grey(log_spectrogram(wave[None])[0, 0]))]
+                for wave in stored]
     if mod.kind == "spectrogram":
-        return [tile(grey(channel[None].float().flip(1))) for channel in stored[:3]]
-    if mod.kind == "flow":                                               # colour: direction, strength: length
-        return [tile(flow_to_image(frame.float() - 127.5)) for frame in stored[[0, len(stored) // 2, -1]]]
-    return [tile(frame) for frame in stored[:4]]
+        return [[tile(grey(channel[None].float())) for channel in values[:3]] for values in stored]
+    if mod.kind == "flow":
+        three = [frames[[0, len(frames) // 2, -1]].float() - 127.5 for frames in stored]
+        return [[tile(frame) for frame in frames] for frames in colours(torch.stack(three))]
+    return [[tile(frame) for frame in frames[:4]] for frames in stored]
+
+
+def curve(wave):
+    """int16 (L,) -> uint8 (1, TILE, TILE): each column from its lowest to its highest sample."""
+    picture = torch.full((TILE, TILE), 255, dtype=torch.uint8)
+    for column, part in enumerate(torch.tensor_split(wave, TILE)):
+        highest_lowest = torch.stack([part.max(), part.min()])
+        top, bottom = ((1 - highest_lowest / 32768) * (TILE - 1) / 2).long()
+        picture[top:bottom + 1, column] = 60
+    return picture[None]
 
 
 def grey(values):
-    """float (1, H, W) -> uint8, the lowest black, the highest white."""
-    low, high = values.min(), values.max()
-    return ((values - low) / (high - low).clamp(min=1e-9) * 255).to(torch.uint8)
+    """float (1, F, L) -> uint8, low frequencies below; black and white are percentiles."""
+    low, high = np.quantile(values.numpy(), [CONTRAST, 1 - CONTRAST])
+    shares = (values.flip(1) - low) / max(high - low, 1e-9)
+    return (shares.clamp(0, 1) * 255).to(torch.uint8)
 
 
-def contact_sheet(folder, path, n=8, seed=0):
-    """Write a PNG of n items drawn at random (those that are in use), a row each."""
+def colours(flow):
+    """float (n, T, 2, H, W), 0 = no motion -> uint8 (n, T, 3, H, W): hue is direction, strength
+    length, on one scale for all: the length that 1 in 100 pixels exceeds, at least STILL."""
+    length = flow.norm(dim=2, keepdim=True)
+    scale = max(np.quantile(length.numpy(), 0.99), STILL)
+    flow = flow / length.clamp(min=scale)                # none is longer than 1
+    one = torch.ones_like(flow[0, :1]) / 2 ** 0.5        # flow_to_image divides by the longest
+    return torch.stack([flow_to_image(torch.cat([frames, one]))[:-1] for frames in flow])
+
+
+def choose(splits, n, seed=0):
+    """Numbers of about n items, drawn at random, as many of each part of the first split."""
+    codes, rng = next(iter(splits.values())), np.random.default_rng(seed)
+    parts = [np.flatnonzero(codes == code) for code in PARTS.values() if (codes == code).any()]
+    return np.concatenate([np.sort(rng.choice(part, min(n // len(parts), len(part)), replace=False))
+                           for part in parts])
+
+
+def writer(size):
+    """write(draw, x, y, text), which shows an escape, no box, where the font lacks a character."""
+    import matplotlib
+    from matplotlib.ft2font import FT2Font
+    path = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    known, font = FT2Font(str(path)).get_charmap(), ImageFont.truetype(str(path), size)
+
+    def write(draw, x, y, text):
+        shown = "".join(c if ord(c) in known else c.encode("ascii", "backslashreplace").decode()
+                        for c in text)
+        draw.text((x, y), shown, fill="black", font=font)
+    return write
+
+
+def contact_sheet(folder, path):
+    """Write a PNG of some items of each part of the first split, a row each, as they are stored."""
     meta, modalities, labels, splits, ids, _ = store.read(folder)
-    used = np.flatnonzero(np.any([codes != UNUSED for codes in splits.values()], axis=0))
-    rows = []
-    for item in sorted(np.random.default_rng(seed).choice(used, min(n, len(used)), replace=False)):
-        pictures = [picture for mod in modalities.values() for picture in tiles(mod, item)]
-        rows.append((f"{ids[item]}   {meta['classes'][labels[item]]}", torch.cat(pictures, 2)))
-    line = 16
-    width = rows[0][1].shape[2]
-    sheet = Image.new("RGB", (width, len(rows) * (TILE + line) + line), "white")
+    items, write = choose(splits, ROWS), writer(LINE - 6)
+    shown = {name: tiles(mod, items) for name, mod in modalities.items()}
+    width = TILE * max(4, sum(len(rows[0]) for rows in shown.values()))
+    sheet = Image.new("RGB", (width, len(items) * (TILE + LINE) + LINE), "white")
     draw, x = ImageDraw.Draw(sheet), 0
-    for name, mod in modalities.items():
-        count = len(tiles(mod, 0))
-        draw.text((x + 4, 2), {"audio": f"{name}: waveform, spectrogram"}.get(mod.kind, name), fill="black")
-        x += count * TILE
-    for i, (title, row) in enumerate(rows):
-        top = line + i * (TILE + line)
-        sheet.paste(Image.fromarray(row.permute(1, 2, 0).numpy()), (0, top))
-        draw.text((4, top + TILE + 1), title, fill="black")
-    sheet.save(path)
+    for name, rows in shown.items():
+        audio = modalities[name].kind == "audio"
+        write(draw, x + 4, 1, f"{name}: waveform, spectrogram" if audio else name)
+        for i, pictures in enumerate(rows):
+            row = torch.cat(pictures, 2).permute(1, 2, 0).numpy()
+            sheet.paste(Image.fromarray(row), (x, LINE + i * (TILE + LINE)))
+        x += TILE * len(rows[0])
+    of_code = {code: part for part, code in PARTS.items()}
+    for i, item in enumerate(items):
+        part = of_code[int(next(iter(splits.values()))[item])]
+        title = f"{meta['classes'][labels[item]]:.30}, {part}: {ids[item]}"     # a long id is cut
+        write(draw, 4, (i + 1) * (TILE + LINE) + 1, title)
+    with store.whole_file(path) as file:
+        sheet.save(file, "PNG")
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser("python -m data.info", description="Counts, leaks and a contact sheet of a prepared dataset.")
-    parser.add_argument("name", help="a name under --data-dir or the path of a prepared folder")
-    parser.add_argument("--data-dir", default="datasets", help="where prepared datasets lie (default: %(default)s)")
-    parser.add_argument("--sheet", help="where the contact sheet goes (default: NAME-contact-sheet.png here)")
+    parser = argparse.ArgumentParser(
+        "python -m data.info", description="Counts, leaks, contact sheet of a prepared dataset.")
+    parser.add_argument("name", type=os.path.expanduser,
+                        help="a name under --data-dir or the path of a prepared folder")
+    parser.add_argument("--data-dir", default="datasets", type=os.path.expanduser,
+                        help="where prepared datasets lie (default: %(default)s)")
+    parser.add_argument("--sheet", type=os.path.expanduser,
+                        help="where the PNG goes (default: NAME-contact-sheet.png here)")
     args = parser.parse_args(argv)
     with exit_codes(parser.prog):
+        sheet = Path(args.sheet or f"{Path(os.path.abspath(args.name)).name}-contact-sheet.png")
+        if sheet.suffix not in ("", ".png"):
+            raise DataError(f"--sheet {sheet}: the contact sheet is a PNG, call it "
+                            f"{sheet.stem}.png")
         folder = find_prepared(args.name, args.data_dir)
         describe(folder)
-        sheet = args.sheet or f"{Path(folder).resolve().name}-contact-sheet.png"
-        contact_sheet(folder, sheet)
-        print(f"\ncontact sheet: {sheet}")
+        contact_sheet(folder, sheet.with_suffix(".png"))
+        print(f"\ncontact sheet: {sheet.with_suffix('.png')}")
 
 
 if __name__ == "__main__":

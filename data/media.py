@@ -1,7 +1,9 @@
-"""Raw files to arrays: sound and video through PyAV (whose wheel brings FFmpeg), pictures, and meshes seen from a side.
+"""Raw files to arrays: sound and video through PyAV (whose wheel brings FFmpeg), pictures, and
+meshes seen from a side.
 
-Used by `python -m data.prepare` alone; training never imports this module. Everything here raises BadFile, with a
-reason a person can act on, for a file that cannot be used.
+Used by `python -m data.prepare` alone; training never imports this module. Everything here raises
+BadFile, with a reason a person can act on, for a file that cannot be used. The numbers that decide
+what can stand below; `data.prepare` records them in meta.json.
 """
 
 import os
@@ -12,6 +14,15 @@ import numpy as np
 RATE = 16_000
 COLOURS = (0, 1, 3, 4)    # numbers behind a face's corners in OFF: none, an index, RGB, RGBA
 HELD = 256 * 2 ** 20      # bytes of decoded frames that are kept until it is known which are wanted
+CUT = 0.25                # seconds that may be missing of the length that a file claims
+MISSING = 1.0             # seconds that may be missing of what is asked for,
+MISSING_SHARE = 0.25      # and the share of it, whichever is less
+HOLE = 0.1                # seconds: a larger step between the time stamps of a sound is a hole
+QUIET = 2e-4              # standard deviation of a sound, full scale is 1 (-74 dB); less is silence
+LOUDEST = 10              # no sample lies further from 0, where full scale is 1
+RIFF_SLACK = 8            # bytes by which writers get the size of a chunk wrong
+RIFF_UNKNOWN = 0x7FFF0000     # bytes; such sizes are written where nobody knows the length
+SQUASH = 0x20 | 0x40000 | 0x2000      # libswscale: AREA | ACCURATE_RND | FULL_CHR_H_INT
 
 
 class BadFile(Exception):
@@ -26,77 +37,170 @@ class BadFile(Exception):
 
 
 def check_file(path):
-    """Raise BadFile for a file that is missing, empty, the Git LFS pointer to a file, or a RIFF (WAV, AVI) cut short."""
+    """Raise BadFile for a file that is missing, empty, the Git LFS pointer to a file, or a RIFF
+    (WAV, AVI) cut short."""
     try:
         with open(path, "rb") as file:
             start, size = file.read(64), os.fstat(file.fileno()).st_size
+            if not start:
+                raise BadFile(path, "is empty")
+            if start.startswith(b"version https://git-lfs"):
+                raise BadFile(path, "is a Git LFS pointer, not the file itself: run `git lfs "
+                                    "pull`, or use a mirror (see docs/datasets.md)")
+            if start.startswith(b"RIFF") and size < (whole := riff_size(file, size)):
+                raise BadFile(path, f"is cut off: {size} of {whole} bytes")
     except OSError as error:
-        raise BadFile(path, "is missing" if isinstance(error, FileNotFoundError) else error.strerror) from None
-    if not start:
-        raise BadFile(path, "is empty")
-    if start.startswith(b"version https://git-lfs"):
-        raise BadFile(path, "is a Git LFS pointer, not the file itself: run `git lfs pull`, or use a mirror (see README)")
-    declared = int.from_bytes(start[4:8], "little") + 8
-    if start.startswith(b"RIFF") and size < declared < 2 ** 32 - 1:     # that much is written where nobody knows
-        raise BadFile(path, f"is cut off: {size} of {declared} bytes")
+        reason = "is missing" if isinstance(error, FileNotFoundError) else error.strerror
+        raise BadFile(path, reason) from None
 
 
-def decode_stream(path, kind, what, keep=lambda frame: frame):
-    """[(seconds, keep(frame))] of the first stream of a kind, and the length in seconds that the container claims."""
+def riff_size(file, size):
+    """Bytes that a RIFF has up to the end of its sound or pictures.
+
+    The size in its header is not looked at: recorders and streams write there what they please. The
+    chunk `data` (WAV) or `movi` (AVI) says where it ends, unless it was written before that was
+    known.
+    """
+    place = 12
+    while place + 8 <= size:
+        file.seek(place)
+        head = file.read(12)
+        name, length = head[:4], int.from_bytes(head[4:8], "little")
+        if name == b"data" or head[8:] == b"movi":
+            return place + 8 + (length - RIFF_SLACK if length < RIFF_UNKNOWN else 0)
+        if not name.strip().isalnum():
+            return 0               # no chunk: let the decoder say what it makes of it
+        place += 8 + length + length % 2
+    return place + 8
+
+
+def decode_stream(path, kind, what, longest=None, keep=lambda frame: frame):
+    """[(seconds or None, keep(frame))] of the first stream of a kind, "audio" or "video".
+
+    Raises BadFile where there is none, where it lasts longer than `longest` seconds, and where it
+    ends before the file says that it does. The first frame that cannot be decoded ends it, as what
+    comes after hangs on it.
+    """
     import av
     av.logging.set_level(av.logging.PANIC)
     check_file(path)
-    frames = []
+    frames, failure = [], None
+    stamps = {}                              # {stream: [(seconds, duration) of its packets]}
     try:
         with av.open(str(path), metadata_errors="ignore") as container:
             stream = next(iter(getattr(container.streams, kind)), None)
             if stream is None:
                 raise BadFile(path, f"has no {what}")
+            if stream.codec_context is None:
+                raise BadFile(path, f"cannot be decoded: its {what} is of an unknown kind")
+            chosen = stream.index
             stream.thread_type = "NONE"      # the pool has every core already
-            claimed = float((stream.duration or 0) * (stream.time_base or 0)) or (container.duration or 0) / 1e6
+            pcm = stream.codec_context.name.startswith("pcm_")     # of which any part is good
+            own = float((stream.duration or 0) * (stream.time_base or 0))
+            claimed = own or (container.duration or 0) / 1e6       # the longest stream's
             try:
-                for frame in container.decode(stream):
-                    frames.append((frame.time if frame.time is not None else len(frames) / 25, keep(frame)))
-            except av.error.FFmpegError:
-                if not frames:
-                    raise
-            except IndexError:      # PyAV's, after the last frame, over a stream that appeared on the way
+                for packet in container.demux():
+                    if packet.pts is not None:
+                        at, length = packet.pts, packet.duration or 0
+                        stamps.setdefault(packet.stream.index, []).append(
+                            (at * packet.time_base, length * packet.time_base))
+                    if packet.stream.index != chosen or failure:
+                        continue
+                    try:
+                        if packet.is_corrupt and not pcm:          # only a part of it is there
+                            raise av.error.InvalidDataError(0, "a packet is damaged")
+                        for frame in packet.decode():
+                            frames.append((frame.time, keep(frame)))
+                            if longest and (frame.time or 0) - (frames[0][0] or 0) > longest:
+                                raise BadFile(path, f"lasts longer than {longest} s, unlike any "
+                                                    "clip of this dataset: is it another one?")
+                    except av.error.FFmpegError as error:
+                        failure = error
+            except av.error.FFmpegError as error:      # no packet more can be read
+                failure = failure or error
+            except IndexError:      # PyAV's, after the last one, over a stream that came on the way
                 pass
     except av.error.FFmpegError as error:
         raise BadFile(path, f"cannot be decoded: {error.strerror}") from None
+
     if not frames:
-        raise BadFile(path, f"has no {what}")
-    return frames, claimed
+        reason = f"cannot be decoded: {failure.strerror}" if failure else f"has no {what}"
+        raise BadFile(path, reason)
+    spans = {index: span(stamps[index]) for index in stamps}
+    begin, end = spans.get(chosen, (0, claimed))
+    there = end - begin if own else max((end for _, end in spans.values()), default=claimed)
+    if there < claimed - CUT:
+        raise BadFile(path, f"is cut off: {what} for {there:.1f} of {claimed:.1f} s")
+    if failure and (frames[-1][0] or 0) < end - CUT:
+        last = frames[-1][0] or 0
+        raise BadFile(path, f"cannot be decoded from {last:.1f} s on: {failure.strerror}")
+    return frames
 
 
-def _check_length(path, what, seconds, claimed):
-    if seconds < 0.8 * claimed - 0.5:
-        raise BadFile(path, f"is cut off: {what} for {seconds:.1f} of {claimed:.1f} s")
+def span(stamps):
+    """When a stream begins and ends, of its packets' (seconds, duration); some containers leave the
+    duration out, then the last packet lasts as long as the others do on average."""
+    times, lengths = np.array(stamps, float).T
+    usual = (times.max() - times.min()) / max(len(times) - 1, 1)
+    return times.min(), max((times + lengths).max(), times.max() + usual)
 
 
-def read_audio(path, start=0.0, stop=None):
+def check_there(path, what, there, wanted, start):
+    """Raise BadFile where clearly less than the `wanted` seconds from `start` on are there."""
+    if wanted - there > min(MISSING, MISSING_SHARE * wanted):
+        raise BadFile(path, f"has only {there:.3f} s of {what} in the {wanted:.3f} s "
+                            f"from {start:g} s on")
+
+
+def read_audio(path, start=0.0, stop=None, longest=None):
     """The sound of a file from `start` to `stop` seconds: (L,) int16, mono, 16 kHz.
 
-    Channels are averaged; torchaudio resamples. Raises BadFile also where that leaves less than one window (512 samples).
+    Every block stands at the time that the file gives it, what is missing between them is silence.
+    Channels are averaged. Resampled with a windowed sinc (Kaiser, 64 zero crossings a side, its
+    edge at 94.8 % of the lower Nyquist frequency: resampy's `kaiser_best`), by torchaudio.
+
+    Raises BadFile for a file that lasts longer than `longest` seconds, and for a sound that is
+    missing in part, silent, or shorter than one window (512 samples).
     """
     import av
     import torch
     import torchaudio
-    frames, claimed = decode_stream(path, "audio", "sound")
-    rate = frames[0][1].sample_rate
+    frames = decode_stream(path, "audio", "sound", longest)
+    begin, rate = frames[0][0] or 0.0, frames[0][1].sample_rate
     to_float = av.AudioResampler("fltp", frames[0][1].layout, rate)
-    blocks = [block for frame in (*(frame for _, frame in frames), None) for block in to_float.resample(frame)]
-    sound = np.concatenate([block.to_ndarray() for block in blocks], 1).mean(0)
-    _check_length(path, "sound", len(sound) / rate, claimed)
-    offset = round((start - frames[0][0]) * rate)       # streams need not begin at 0
-    sound = np.concatenate([np.zeros(max(0, -offset), np.float32), sound[max(0, offset):]])
+    parts, here = [], 0             # samples since `begin`; the last row says that there is a sound
+    for time, frame in frames:
+        step = 0 if time is None else round((time - begin) * rate) - here
+        if step < -HOLE * rate:
+            raise BadFile(path, f"has a sound whose time stamps go back by {-step / rate:.1f} s "
+                                f"after {here / rate:.1f} s")
+        block = np.concatenate([part.to_ndarray() for part in to_float.resample(frame)], 1)
+        if step > HOLE * rate:
+            parts.append(np.zeros((len(block) + 1, step), np.float32))
+            here += step
+        parts.append(np.pad(block, ((0, 1), (0, 0)), constant_values=1))
+        here += block.shape[1]
+
+    offset = round((start - begin) * rate)               # streams need not begin at 0
+    sound = np.pad(np.concatenate(parts, 1)[:, max(0, offset):], ((0, 0), (max(0, -offset), 0)))
     if stop is not None:
-        sound = sound[:round((stop - start) * rate)]
-    if len(sound) * RATE < 512 * rate:
-        raise BadFile(path, f"has only {len(sound) / rate:.3f} s of sound from {start:g} s on")
-    sound = torchaudio.functional.resample(torch.from_numpy(sound), rate, RATE)
-    if not sound.isfinite().all():
-        raise BadFile(path, "has samples that are not finite")
+        sound = sound[:, :round((stop - start) * rate)]
+    wanted = sound.shape[1] / rate if stop is None else stop - start
+    sound, there = sound[:-1], sound[-1].sum() / rate
+    check_there(path, "sound", there, wanted, start)
+    if there * RATE < 512:
+        raise BadFile(path, f"has only {there:.3f} s of sound from {start:g} s on")
+    if not np.abs(sound).max() <= LOUDEST:
+        raise BadFile(path, "has samples that are not finite, or far beyond full scale")
+    if sound.std(1).max() < QUIET:
+        where = f"from {start:g} to {stop:g} s" if stop is not None else "throughout"
+        raise BadFile(path, f"is silent {where}")
+    sound = sound.mean(0)
+    if sound.std() < QUIET:
+        raise BadFile(path, "is silent where its channels are averaged: they cancel each other")
+    sound = torchaudio.functional.resample(
+        torch.from_numpy(sound), rate, RATE, lowpass_filter_width=64, rolloff=0.9475937167399596,
+        resampling_method="sinc_interp_kaiser", beta=14.769656459379492)
     return (sound * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy()
 
 
@@ -105,30 +209,41 @@ def fit_length(sound, samples):
     return np.tile(sound, -(-samples // len(sound)))[:samples]
 
 
-def read_frames(path, choose, size=256):
-    """Frames of a video, squashed to size x size: uint8 (T, 3, size, size), and the (height, width) they came from.
+def to_rgb(frame, size=None):
+    """A frame as uint8 (size, size, 3), or of its own size; greys are exact."""
+    return frame.reformat(size, size, "rgb24", interpolation=SQUASH).to_ndarray()
 
-    choose(times, end)  times of all frames in seconds and the time the last one ends -> the T indices wanted.
+
+def read_frames(path, choose, size=256, longest=None):
+    """Frames of a video, squashed to size x size: uint8 (T, 3, size, size), and the (height, width)
+    they came from.
+
+    choose(times, end)  times of all frames in seconds and the time the last one ends -> the T
+                        indices wanted
+    Raises BadFile, also for a video that lasts longer than `longest` seconds.
     """
     held = 0
 
     def squashed(frame):                 # the area filter uses every source pixel
-        small = frame.reformat(size, size, "rgb24", interpolation="AREA").to_ndarray()
-        return small, frame.height, frame.width, round(getattr(frame, "rotation", 0) / 90) % 4
+        turn = round(getattr(frame, "rotation", 0) / 90) % 4
+        return to_rgb(frame, size), frame.height, frame.width, turn
 
-    def keep(frame):                     # few frames are wanted, but a long clip of large ones would not fit into memory
+    def keep(frame):                     # few are wanted, but all of a long clip would not fit
         nonlocal held
         held += sum(plane.buffer_size for plane in frame.planes)
         return frame if held < HELD else squashed(frame)
 
-    frames, claimed = decode_stream(path, "video", "picture", keep)
-    times = np.array([time for time, _ in frames])
+    frames = decode_stream(path, "video", "picture", longest, keep)
+    times = np.array([i / 25 if time is None else time for i, (time, _) in enumerate(frames)])
     gap = float(np.median(np.diff(times))) if len(times) > 1 else 0.04
-    end = times[-1] + gap
-    _check_length(path, "picture", end, claimed)
-    wanted = [frame if isinstance(frame, tuple) else squashed(frame) for frame in (frames[i][1] for i in choose(times, end))]
-    _, height, width, turn = wanted[0]                               # turn: a phone held upright
-    pictures = np.rot90(np.stack([small for small, *_ in wanted]), turn, axes=(1, 2)).transpose(0, 3, 1, 2)
+    chosen, wanted = choose(times, times.max() + gap), {}
+    for i in chosen:
+        if i not in wanted:
+            frame = frames[i][1]
+            wanted[i] = frame if isinstance(frame, tuple) else squashed(frame)
+    _, height, width, turn = wanted[chosen[0]]                       # turn: a phone held upright
+    pictures = np.stack([wanted[i][0] for i in chosen])
+    pictures = np.rot90(pictures, turn, axes=(1, 2)).transpose(0, 3, 1, 2)
     return np.ascontiguousarray(pictures), ((width, height) if turn % 2 else (height, width))
 
 

@@ -3,8 +3,9 @@
 Raw, one of: ModelNet40/<class>/{train,test}/<name>.off, rendered here (elevation 30; `front` is
 azimuth 0, `rear` 180), or the twelve shaded PNGs an object, <class>/{train,test}/<name>.obj.
 shaded_v001.png to _v012.png, of which the first and the seventh are taken (`view1`, `view7`), also
-when numbered from v0000. Which of these is an object's front is not known: of the one object that
-could be compared, bed_0001, the first was the rear. One grey channel: the renders have no colour.
+when numbered from v0000. All may lie one or two folders deeper. Which of the two shows an object's
+front is not known: of the one that could be compared, bed_0001, the first was the rear. One grey
+channel: the renders have no colour.
 
 official = clean  9,843 / 2,468 as the folders say; no object stands in both
 """
@@ -16,34 +17,35 @@ from data.prepare import Index, Item, find_files
 from data.store import DataError
 
 EXPECTED = {"official": (9843, 0, 2468)}       # train, val, test
-VIEWS = 12                                     # an object, evenly spaced: the seventh is opposite the first
+VIEWS = 12      # of an object, evenly spaced: the seventh is opposite the first
 PNG = re.compile(r"(.+)\.obj[._]\w*shaded_v(\d+)\.png", re.IGNORECASE)
 
 
 def index(raw, options):
-    home = raw / "ModelNet40" if (raw / "ModelNet40").is_dir() else raw
-    meshes, views = {}, {}              # (class, part, name): {0: mesh}, {number of the view: PNG}
-    for path in find_files(home, "*/*/*.*"):
+    meshes, views = {}, {}      # (class, part, name): {0: mesh}, {number of the view: PNG}
+    for path in [path for up in ("", "*/", "*/*/") for path in find_files(raw, up + "*/*/*.*")]:
         kind, part = path.parts[-3:-1]
         png, mesh = PNG.fullmatch(path.name), path.suffix.lower() == ".off"
         if part not in ("train", "test") or not (png or mesh):
             continue
-        key, number = (kind, part, png[1] if png else path.stem), int(png[2]) if png else 0
+        key = kind, part, png[1] if png else path.stem
+        number = int(png[2]) if png else 0
         files = (views if png else meshes).setdefault(key, {})
         if files.setdefault(number, path) != path:
             raise DataError(f"{files[number]} and {path} are the same of one object: remove one")
     if not meshes and not views:
-        raise DataError(f"{raw} holds neither <class>/{{train,test}}/*.off nor the twelve-view PNGs")
+        raise DataError(f"{raw} holds neither <class>/{{train,test}}/*.off nor the twelve-view "
+                        "PNGs: see docs/datasets.md for what to put where")
     if meshes and views:
-        raise DataError(f"{home} holds {len(meshes)} meshes and the rendered views of {len(views)} "
+        raise DataError(f"{raw} holds {len(meshes)} meshes and the rendered views of {len(views)} "
                         "objects: put one kind elsewhere, so that it is known which is meant")
 
     numbers = [0] if meshes else [number + start_of(views) for number in range(VIEWS)]
     notes = []
     if views and set().union(*views.values()) == {numbers[0], numbers[VIEWS // 2]}:
         numbers = [numbers[0], numbers[VIEWS // 2]]
-        notes = [f"each object has views {numbers[0]} and {numbers[1]} alone: these are taken as the "
-                 f"first and the seventh of {VIEWS}, which look from opposite sides"]
+        notes = [f"each object has views {numbers[0]} and {numbers[1]} alone: these are taken as "
+                 f"the first and the seventh of {VIEWS}, which look from opposite sides"]
     classes, items = sorted({kind for kind, _, _ in meshes or views}), []
     for (kind, part, name), files in (meshes or views).items():
         if not set(files) <= set(numbers):
@@ -78,7 +80,8 @@ def decode(item, options):
         except ValueError as error:
             raise BadFile(item.files[0], str(error)) from None
         if min(view.min() for view in views) == 255:
-            raise BadFile(item.files[0], "shows nothing: too thin, or a corner far away from all others")
+            raise BadFile(item.files[0], "shows nothing: too thin, or a corner far away from all "
+                                         "others")
         return {"front": views[0][None], "rear": views[1][None]}, None
     for path in item.files:        # an object that lacks a view is not whole
         check_file(path)

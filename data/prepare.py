@@ -13,31 +13,38 @@ A dataset's module (`data.ave`, ...) says where its raw files lie, which splits 
 """
 
 import argparse
+import codecs
 import contextlib
 import hashlib
 import importlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
 import threading
 import time
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
-from multiprocessing import connection
+from multiprocessing import resource_tracker
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
+from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
-from data import HOW_TO_GET, store
+from data import HOW_TO_GET, media, store
 from data.errors import DataError, exit_codes
 from data.media import BadFile
 from data.store import KINDS, PARTS, PICTURES, UNUSED, plain
 
-CLASSES = {"cremad": 6, "ave": 28, "ucf101": 101, "modelnet40": 40, "avmnist": 10, "avletters": 26}
+CLASSES = {"cremad": 6, "ave": 28, "ucf101": 101, "modelnet40": 40, "avmnist": 10,
+           "avletters": 26}
 TODO, DONE, BAD = 0, 1, 2
+SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir")
 TIME_LIMIT = 600      # seconds for one item; TV-L1 flow, the slowest, takes a tenth of it on a slow core
 
 
@@ -66,28 +73,82 @@ class Index:
     notes: list = field(default_factory=list)
 
 
+def of_the_system(name):
+    """Whether a file or folder is one that macOS, Windows or a network drive leaves behind."""
+    return name.startswith(".") or name.lower() in SYSTEM_FILES
+
+
 def find_files(folder, pattern):
-    """Files below `folder` that match, in the order of their names; without what macOS and Windows leave behind."""
-    return sorted(path for path in Path(folder).glob(pattern) if path.is_file() and not path.name.startswith("._")
-                  and path.name not in (".DS_Store", "Thumbs.db") and "__MACOSX" not in path.parts)
+    """Files below `folder` that match, in the order of their names, without those of a system.
+
+    pattern  names, * and / as Path.glob takes them, upper and lower case alike: clip.AVI is "*.avi"
+    """
+    any_case = "".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in pattern)
+    return sorted(path for path in Path(folder).glob(any_case) if path.is_file()
+                  and not any(map(of_the_system, path.relative_to(folder).parts)))
+
+
+def find_by_name(folder, pattern):
+    """{name without its ending, in lower case: file} of the files that match, in `folder` or up to
+    two folders deeper. Raises DataError where a name is there twice."""
+    found = {}
+    for path in (path for up in ("", "*/", "*/*/") for path in find_files(folder, up + pattern)):
+        other = found.setdefault(path.stem.lower(), path)
+        if other != path:
+            raise DataError(f"{other} and {path} have one name: remove the one that is wrong")
+    return found
 
 
 def find_folder(raw, *names):
-    """The first of raw/name that is a folder, for downloads that come in several layouts. Raises DataError."""
-    for name in names:
-        if (Path(raw) / name).is_dir():
-            return Path(raw) / name
-    raise DataError(f"{raw} holds none of the folders {', '.join(names)}: see 'Datasets' in README.md for what to put where")
+    """The folder of one of these names, the first that is there, in `raw` or one folder deeper;
+    upper and lower case alike. Where it holds nothing but a folder of its own name, that one.
+
+    Raises DataError where there is none, or more than one of a name.
+    """
+    def folders(place):
+        return sorted(path for path in Path(place).iterdir()
+                      if path.is_dir() and not of_the_system(path.name))
+
+    for places in ([raw], folders(raw)):
+        for name in names:
+            found = places
+            for part in Path(name).parts:
+                found = [path for place in found for path in folders(place)
+                         if path.name.lower() == part.lower()]
+            if len(found) > 1:
+                raise DataError(f"{name} is there more than once, as "
+                                f"{' and '.join(map(str, found))}: leave the one that is meant")
+            if found:
+                inner = [path for path in found[0].iterdir() if not of_the_system(path.name)]
+                return inner[0] if [path.name for path in inner] == [found[0].name] else found[0]
+    there = ", ".join(path.name for path in folders(raw)[:8]) or "no folder"
+    raise DataError(f"{raw} holds none of the folders {', '.join(names)}, nor does a folder in it; "
+                    f"it holds {there}: see docs/datasets.md for what to put where")
 
 
-def read_list(path):
-    """The lines of a split list that are not empty. Raises DataError."""
+def read_list(path, separators):
+    """The rows of a split list, each a list of its fields. Raises DataError.
+
+    path        UTF-8, or UTF-16 with its mark; a first row without a digit is a header, left out
+    separators  each of these characters ends a field; quotes around a field are taken off
+    """
     try:
-        return [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        data = Path(path).read_bytes()
+        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16" if utf16 else "utf-8-sig")
     except FileNotFoundError:
-        raise DataError(f"the list {path} is missing: see 'Datasets' in README.md for where it comes from") from None
+        raise DataError(f"the list {path} is missing: see docs/datasets.md for where it comes "
+                        "from") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the list {path} cannot be read: {error}") from None
+    ends = re.compile(f"[{re.escape(separators)}]")
+    rows = [[field.strip().strip("'\"").strip() for field in ends.split(line)]
+            for line in text.splitlines() if line.strip()]
+    if rows and not re.search(r"\d", "".join(rows[0])):
+        del rows[0]
+    if not rows:
+        raise DataError(f"the list {path} is empty: see docs/datasets.md for where it comes from")
+    return rows
 
 
 def assign(codes, item, part, path):
@@ -97,21 +158,30 @@ def assign(codes, item, part, path):
 
 
 def check_complete(index, name, skip_bad):
-    """Raise DataError for missing files or counts that are not those of the complete download."""
-    missing = [path for path in dict.fromkeys(path for item in index.items for path in item.files) if not os.path.exists(path)]
-    if missing and not skip_bad:
-        raise DataError(f"{len(missing)} files of {name} are missing, the first: {missing[0]}. Complete the download, "
-                        "or pass --skip-bad to go on without them")
+    """Raise DataError for counts that are not those of the complete download, and for missing
+    files.
+
+    `skip_bad` lets items without their files pass, as they are known by name; a count that is
+    short because nobody knows of an item is an error all the same.
+    """
     for split, expected in index.expected.items():
         found = tuple(sum(code == PARTS[part] for code in index.splits[split].values()) for part in PARTS)
-        if found != expected and not skip_bad:
-            raise DataError(f"{name}, split {split}: the complete download has {expected[0]} train, {expected[1]} val and "
-                            f"{expected[2]} test items, here are {found[0]}, {found[1]} and {found[2]}. Complete the "
-                            "download, or pass --skip-bad to go on with what is there")
+        if found != expected:
+            raise DataError(
+                f"{name}, split {split}: the complete download has {expected[0]} train, "
+                f"{expected[1]} val and {expected[2]} test items, here are {found[0]}, {found[1]} "
+                f"and {found[2]}. Complete the download and its lists (--skip-bad leaves out only "
+                "what is known by name)")
+    files = dict.fromkeys(path for item in index.items for path in item.files)
+    missing = [path for path in files if not os.path.exists(path)]
+    if missing and not skip_bad:
+        raise DataError(f"{len(missing)} files of {name} are missing, the first: {missing[0]}. "
+                        "Complete the download, or pass --skip-bad to go on without them")
 
 
 def check_classes(index, name, left_out=()):
-    """Raise DataError unless there are as many classes as the dataset has, each with train items in each split."""
+    """Raise DataError unless there are as many classes as the dataset has, each with train items in
+    each split."""
     if index.expected and len(index.classes) != CLASSES[name]:
         raise DataError(f"{name} has {CLASSES[name]} classes, here are {len(index.classes)}: "
                         f"{', '.join(map(plain, index.classes)):.300}")
@@ -120,23 +190,24 @@ def check_classes(index, name, left_out=()):
                  if codes.get(item.id) == PARTS["train"] and item.id not in left_out}
         for label, kind in enumerate(index.classes):
             if label not in train:
-                raise DataError(f"{name}, split {split}: class {plain(kind)!r} has no train items: is it "
-                                "misspelt in one of the lists, or is the download half there?")
+                raise DataError(f"{name}, split {split}: class {plain(kind)!r} has no train items: "
+                                "is it misspelt in a list, or is the download half there?")
 
 
 def keep_first(index, limit):
-    """`limit` of the items whose files are there, from the first to the last, for a try; of the split `trial` every fourth
-    is test."""
+    """`limit` of the items whose files are there, from the first to the last, for a try; of the
+    split `trial` every fourth is test."""
     there = [item for item in index.items if all(os.path.exists(path) for path in item.files)]
     index.items = [there[i * len(there) // limit] for i in range(limit)] if len(there) > limit else there
     if len(index.items) < 2:
-        raise DataError(f"--limit: only {len(index.items)} items have their files, a trial needs two")
+        raise DataError(f"--limit: only {len(index.items)} items have their files, a trial needs "
+                        "two")
     index.splits = {"trial": {item.id: 2 if i % 4 == 1 else 0 for i, item in enumerate(index.items)}}
     index.expected = {}
 
 
 def work(name, item, number, options, folder):
-    """In a worker: decode one item and write its rows. Returns None, or the reason why the item cannot be used."""
+    """In a worker: decode one item and write its rows. Returns None, or why it cannot be used."""
     try:
         arrays, frame = importlib.import_module(f"data.{name}").decode(item, options)
     except BadFile as error:
@@ -149,80 +220,58 @@ def work(name, item, number, options, folder):
         arrays.update({path.stem: np.array(frame, np.int32) for path in folder.glob("*.frame.npy")})
     for key, array in arrays.items():
         rows = np.load(folder / f"{key}.npy", mmap_mode="r")
-        assert array.shape == rows.shape[1:] and array.dtype == rows.dtype, (key, array.shape, array.dtype)
-        with open(folder / f"{key}.npy", "r+b") as file:        # no write through the map: a full disk must be an OSError
+        assert (array.shape, array.dtype) == (rows.shape[1:], rows.dtype), (key, array.shape)
+        with open(folder / f"{key}.npy", "r+b") as file:    # not the map: a full disk is an OSError
             file.seek(rows.offset + number * array.nbytes)
             file.write(array.tobytes())
     return None
 
 
-def serve(pipe, name, options, folder):
-    """A worker process: decodes the items that come through the pipe, one at a time, and sends back what `work` returns.
-
-    One thread; an interrupt is the parent's to handle, and no worker outlives a parent that was killed.
-    """
+def settle_in():
+    """In a new worker: one thread, an end at once when it is told to, and never longer a life than its parent's."""
     import torch
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
-    answer = None                       # the first one says only that the worker is there
-    while True:
-        pipe.send(answer)
-        item, number = pipe.recv()
-        try:
-            answer = work(name, item, number, options, folder)
-        except Exception as error:      # a full disk, say: the parent's to raise
-            answer = error
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)),
+                     daemon=True).start()
 
 
 def decode_all(name, items, todo, options, folder, workers):
-    """Decode the items whose numbers are in `todo`; yields (number, None or why it cannot be used) as each is done.
+    """Decode the items whose numbers are in `todo`; yields (number, None or why it cannot be used) as
+    each is done. Raises what a worker raised, and DataError for one that was ended from outside."""
+    pool = ProcessPool(min(workers, max(len(todo), 1)), initializer=settle_in,
+                       context=multiprocessing.get_context("spawn"))
+    answers = SimpleQueue()
 
-    The parent hands out one item at a time and looks at the clock. A worker that hangs is ended from here and replaced: nothing
-    inside it could, as a decoder that does not return lets neither signals nor threads run. Raises what a worker raised,
-    and DataError for a worker that was ended from outside.
-    """
-    context, todo = multiprocessing.get_context("spawn"), [int(number) for number in todo]
-    crew, busy = {}, {}                 # by pipe: the process; the number it works on and since when
+    def send():     # in a thread: Ctrl-C in the main one could leave a lock of the pool taken
+        resource_tracker.ensure_running()                           # it unblocks what comes next
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})   # workers start deaf to Ctrl-C
+        try:
+            for number in todo:
+                future = pool.schedule(work, (name, items[number], number, options, folder),
+                                       timeout=TIME_LIMIT)
+                future.add_done_callback(lambda future, number=number: answers.put((number, future)))
+        except RuntimeError:            # no process can be started, or the pool was stopped meanwhile
+            answers.put((None, None))
 
-    def hire():
-        ours, theirs = context.Pipe()
-        crew[ours] = context.Process(target=serve, args=(theirs, name, options, folder), daemon=True)
-        crew[ours].start()
-        theirs.close()                  # the worker's end is its alone, and ends with it
-
+    threading.Thread(target=send, daemon=True).start()
     try:
-        for _ in range(min(workers, len(todo))):
-            hire()
-        while crew:
-            for pipe in connection.wait(crew, timeout=1):
-                following = todo.pop(0) if todo else None
-                try:
-                    answer = pipe.recv()
-                    if following is not None:
-                        pipe.send((items[following], following))
-                except (EOFError, OSError):
-                    raise DataError("a worker process was ended from outside (out of memory? fewer --workers need less); "
-                                    "what is done is kept, the same command goes on") from None
-                if isinstance(answer, Exception):
-                    raise answer
-                number, _ = busy.pop(pipe, (None, None))
-                if following is None:
-                    crew.pop(pipe).kill()
-                else:
-                    busy[pipe] = following, time.monotonic()
-                if number is not None:
-                    yield number, answer
-            for pipe, (number, since) in list(busy.items()):
-                if time.monotonic() - since > TIME_LIMIT and not pipe.poll():
-                    del busy[pipe]
-                    crew.pop(pipe).kill()
-                    if todo:
-                        hire()
-                    yield number, plain(f"{items[number].files[0]}: is not decoded after {TIME_LIMIT} s, which may be for ever")
+        for _ in todo:
+            number, future = answers.get()
+            try:
+                if future is None:
+                    raise BrokenProcessPool
+                yield number, future.result()
+            except TimeoutError:
+                yield number, plain(f"{items[number].files[0]}: is not decoded after {TIME_LIMIT} "
+                                    "s, which may be for ever")
+            except (ProcessExpired, BrokenProcessPool):
+                raise DataError("a worker process was ended from outside (out of memory? fewer "
+                                "--workers need less); what is done is kept, the same command goes "
+                                "on") from None
     finally:
-        for process in crew.values():
-            process.kill()
+        pool.stop()
+        pool.join()
 
 
 def allocate(folder, index, fingerprint):
@@ -237,8 +286,8 @@ def allocate(folder, index, fingerprint):
     free = shutil.disk_usage(folder).free
     if needed > free:
         shutil.rmtree(folder)
-        raise DataError(f"no room: the arrays take {needed / 1e9:.1f} GB, {folder.parent} has {free / 1e9:.1f} GB free "
-                        "(another disk: --data-dir)")
+        raise DataError(f"no room: the arrays take {needed / 1e9:.1f} GB, {folder.parent} has "
+                        f"{free / 1e9:.1f} GB free (another disk: --data-dir)")
     for name, (shape, dtype) in sizes.items():
         np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape).flush()
     np.lib.format.open_memmap(folder / "state.npy", "w+", np.uint8, (n,)).flush()
@@ -249,7 +298,7 @@ def allocate(folder, index, fingerprint):
 def started_by(folder):
     """The fingerprint of the items that a half-done folder is for, None if there is no such folder."""
     try:
-        return json.loads((folder / "state.json").read_text())
+        return json.loads((folder / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
@@ -264,19 +313,21 @@ def lines_or_bar(iterable, total, unit):
         yield value
         if time.time() - last > 30 or done == total:
             last, rate = time.time(), done / (time.time() - start)
-            print(f"{done}/{total} {unit}s, {rate:.1f} a second, {(total - done) / rate:.0f} s left", file=sys.stderr, flush=True)
+            print(f"{done}/{total} {unit}s, {rate:.1f} a second, {(total - done) / rate:.0f} s left",
+                  file=sys.stderr, flush=True)
 
 
 def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=False, **options):
     """Prepare a dataset and return its folder's Path. Raises DataError for what the user can mend."""
     module = importlib.import_module(f"data.{name}")
-    folder = Path(data_dir) / (f"{name}-limit{limit}" if limit else name)
+    raw, data_dir = Path(raw).expanduser(), Path(data_dir).expanduser()
+    folder = data_dir / (f"{name}-limit{limit}" if limit else name)
     partial = folder.with_name(folder.name + ".partial")
     if folder.exists():
         raise DataError(f"{folder} is prepared already: remove it to prepare it again")
-    if not Path(raw).is_dir():
+    if not raw.is_dir():
         raise DataError(f"--raw {raw} is no folder")
-    index = module.index(Path(raw), options)
+    index = module.index(raw, options)
     index.items.sort(key=lambda item: item.id)      # the order of files on a disk must not matter
     store.check_ids([item.id for item in index.items])
     if limit:
@@ -288,12 +339,16 @@ def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=F
         print(f"note: {note}")
 
     described = [{**asdict(item), "files": [os.path.relpath(path, raw) for path in item.files]} for item in index.items]
-    fingerprint = hashlib.sha256(json.dumps([described, index.modalities, options]).encode()).hexdigest()
+    thresholds = {key: value for source in (media, module) for key, value in vars(source).items()
+                  if key.isupper() and isinstance(value, (int, float))}
+    said = json.dumps([described, index.modalities, options, thresholds])
+    fingerprint = hashlib.sha256(said.encode()).hexdigest()
     begun = started_by(partial)
     if begun == fingerprint:
         print(f"going on in {partial}")
     elif begun:
-        raise DataError(f"{partial} was begun with other files or options: remove it to start over")
+        raise DataError(f"{partial} was begun with other files or options, or by another version: "
+                        "remove it to start over")
     else:
         shutil.rmtree(partial, ignore_errors=True)      # not even its empty arrays were whole
         allocate(partial, index, fingerprint)
@@ -313,6 +368,10 @@ def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=F
             raise DataError(f"{len(reasons)} items cannot be used (listed above); everything else is done and kept. Mend them "
                             "and run the same command again, or pass --skip-bad to go on without them")
 
+        left_out = sorted(reasons)
+        print(f"left out: {', '.join(left_out[:20])}"
+              + (f" and {len(left_out) - 20} more, see meta.json" if len(left_out) > 20 else ""))
+
     if not limit:
         check_classes(index, name, left_out=reasons)
     splits = {split: np.array([UNUSED if item.id in reasons else codes.get(item.id, UNUSED) for item in index.items], np.uint8)
@@ -328,8 +387,10 @@ def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=F
     store.check_items(modalities, labels, splits, index.classes, ids)
     group_names = sorted({item.group for item in index.items})
     groups = np.searchsorted(group_names, [item.group for item in index.items])
-    notes = {"skipped": dict(sorted(reasons.items())), "notes": index.notes, "groups": group_names, "options": options,
-             "lists": {Path(path).name: store.sha256(path) for path in index.lists}, "versions": decoder_versions()}
+    notes = {"skipped": dict(sorted(reasons.items())), "notes": index.notes, "groups": group_names,
+             "expected": {split: dict(zip(PARTS, n)) for split, n in index.expected.items()},
+             "options": options, "thresholds": thresholds, "versions": decoder_versions(),
+             "lists": {Path(path).name: store.sha256(path) for path in index.lists}}
     store.finish(partial, folder, modalities, labels, splits, index.classes, ids, groups, notes,
                  leave_out=("state.json", "state.npy"))
     seconds = time.time() - start

@@ -1,15 +1,17 @@
 """The prepared format: a folder of plain NumPy arrays that training opens as memory maps.
 
     meta.json                what stands here: shapes, classes, counts, SHA-256 of every file
-    <modality>.npy           one array over all items: uint8 pictures, int16 waveforms or float16 spectrograms
-    <modality>.frame.npy     optional, (N, 2) height and width of the original pictures, for crops in true proportions
+    <modality>.npy           one array over all items: pictures, waveforms or spectrograms (KINDS)
+    <modality>.frame.npy     optional, (N, 2) height and width of the original pictures, for crops
+                             in true proportions
     label.npy                (N,) int64
     ids.txt                  one line an item
-    group.npy                optional, (N,) int64: items of one group (actor, video) should not be split apart
+    group.npy                optional, (N,) int64: items of one group (actor, video) belong together
     split.<name>.npy         (N,) uint8: 0 train, 1 val, 2 test, 255 unused
 
-It is written to `<folder>.partial` and renamed when whole, so a folder under its final name is complete. It may come from
-anybody: reading one executes nothing, opens no file outside it and takes no number in it on trust.
+It is written to `<folder>.partial` and renamed when whole, so a folder under its final name is
+complete. It may come from anybody: reading one executes nothing, opens no file outside it and takes
+no number in it on trust.
 """
 
 import contextlib
@@ -33,33 +35,34 @@ SCHEMA = 1
 PARTS = {"train": 0, "val": 1, "test": 2}
 UNUSED = 255
 KINDS = {  # kind: (dtype, dimensions of the array)
-    "audio": (np.int16, 2),        # (N, L) mono waveform at 16 kHz
-    "rgb": (np.uint8, 5),          # (N, T, C, H, W), C = 1 or 3
-    "view": (np.uint8, 5),         # (N, 1, C, H, W), C = 1 or 3
-    "flow": (np.uint8, 5),         # (N, T, 2, H, W), 127.5 = no motion
-    "spectrogram": (np.float16, 4),  # (N, C, F, L) precomputed features
+    "audio": (np.int16, 2),             # (N, L) mono waveform at 16 kHz
+    "rgb": (np.uint8, 5),               # (N, T, C, H, W), C = 1 or 3
+    "view": (np.uint8, 5),              # (N, 1, C, H, W), C = 1 or 3
+    "flow": (np.uint8, 5),              # (N, T, 2, H, W), 127.5 = no motion
+    "spectrogram": (np.float16, 4),     # (N, C, F, L) precomputed features
 }
 CHANNELS = {"rgb": (1, 3), "view": (1, 3), "flow": (2,)}
 PICTURES = tuple(CHANNELS)
 WINDOW = 512                # samples: what `data.batches.log_spectrogram` needs at least
 NAME = r"[a-z][a-z0-9_]*"   # of a modality: it becomes a file's
-LARGEST = 4096              # pixels, height or width that pictures are enlarged to; as stored they may be larger
+LARGEST = 4096              # pixels: how high or wide pictures may become that are stored smaller
 LARGEST_TEXT = 1 << 28      # bytes of meta.json or ids.txt
-LINE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")     # text that a terminal and UTF-8 can show
+# text that a terminal and UTF-8 can show
+LINE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
 
 @dataclass(frozen=True)
 class Modality:
-    """One modality: its array over all items and how it becomes the encoder's input (see `data.batches`).
+    """One modality: its array over all items and how it becomes the encoder's input.
 
     kind         one of KINDS
     array        the stored array, first dimension N
-    size         pictures: height and width fed to the encoder (224 for stored 256, else the stored size)
-    scale        pictures: share of the frame's area that a random crop covers, (smallest, largest)
+    size         pictures: height and width fed to the encoder (224 for stored 256, else as stored)
+    scale        pictures: share of the frame that a random crop covers, (smallest, largest)
     flip         pictures: whether half of the training items are mirrored
     standardize  audio: each clip's log spectrogram to mean 0, variance 1
     mean, std    spectrogram: what is subtracted and divided by
-    frame        pictures: (N, 2) height and width of the original frames, None if they are the stored ones
+    frame        pictures: (N, 2) height and width of the original frames, None if as stored
     """
 
     kind: str
@@ -73,12 +76,13 @@ class Modality:
     frame: np.ndarray = None
 
     OPTIONS = {"audio": ("standardize",), "spectrogram": ("mean", "std"),
-               "rgb": ("size", "scale", "flip"), "view": ("size", "scale", "flip"), "flow": ("size", "scale", "flip")}
+               **dict.fromkeys(PICTURES, ("size", "scale", "flip"))}
 
     @property
     def in_channels(self):
         """Channels of the encoder's first convolution."""
-        return {"audio": 1, "spectrogram": self.array.shape[1]}.get(self.kind) or self.array.shape[2]
+        axis = {"spectrogram": 1, "audio": None}.get(self.kind, 2)
+        return 1 if axis is None else self.array.shape[axis]
 
     @property
     def options(self):
@@ -87,7 +91,7 @@ class Modality:
 
 
 def modality(kind, array, **options):
-    """A checked Modality: what `data.batches` and an encoder can take. Raises DataError for anything else.
+    """A checked Modality: what `data.batches` and an encoder can take. Raises DataError otherwise.
 
     NumPy's scalars and arrays serve as options, and become Python's numbers and lists.
     """
@@ -104,10 +108,10 @@ def modality(kind, array, **options):
                         f"{' or '.join(map(str, CHANNELS[kind]))} (array of shape {array.shape})")
     if kind == "audio" and array.shape[1] < WINDOW:
         raise DataError(f"sound of {array.shape[1]} samples is shorter than a window of {WINDOW}")
-    unknown = set(options) - set(Modality.OPTIONS[kind]) - ({"frame"} if kind in PICTURES else set())
+    frame = options.pop("frame", None) if kind in PICTURES else None
+    unknown = set(options) - set(Modality.OPTIONS[kind])
     if unknown:
         raise DataError(f"kind {kind!r} has no option {', '.join(sorted(map(repr, unknown)))}")
-    frame = options.pop("frame", None)
     options = {key: python(value) for key, value in options.items()}
 
     def refuse(key, why):
@@ -121,7 +125,8 @@ def modality(kind, array, **options):
             if not isinstance(options[key], (tuple, list)) or len(options[key]) != 2:
                 refuse(key, "not a pair")
             options[key] = tuple(map(python, options[key]))
-        if not all(type(side) is int and 0 < side <= max(LARGEST, *stored) for side in options["size"]):
+        if not all(type(side) is int and 0 < side <= max(LARGEST, *stored)
+                   for side in options["size"]):
             refuse("size", f"not a height and a width in pixels, at most {LARGEST}")
         smallest, largest = options["scale"]
         if not (is_number(smallest) and is_number(largest) and 0 < smallest <= largest <= 1):
@@ -137,7 +142,7 @@ def modality(kind, array, **options):
         if not std > 0:
             refuse("std", "not above 0")
         if (abs(mean) + float(np.finfo(dtype).max)) / std > 1e38:
-            refuse("std", f"so small that features over it, less mean {mean:g}, are no float32 numbers")
+            refuse("std", f"so small that features over it, less {mean:g}, are no float32 numbers")
     return Modality(kind, array, **options, frame=None if frame is None else np.asanyarray(frame))
 
 
@@ -151,7 +156,7 @@ def is_number(value):
 
 
 def plain(text):
-    """In one line, without what a terminal would obey or cannot show: for text that may come from anybody."""
+    """In one line, without what a terminal would obey or cannot show: for text of others."""
     return " ".join(LINE.findall(str(text)))
 
 
@@ -166,7 +171,8 @@ def check_ids(ids):
 
 
 def check_items(modalities, labels, splits, classes, ids, groups=None):
-    """Raise DataError unless the arrays describe the same items: lengths (first, as they are cheap), ranges, unique ids."""
+    """Raise DataError unless the arrays describe the same items: lengths (first, as they are
+    cheap), ranges, unique ids."""
     n = len(ids)
     if not modalities or n == 0:
         raise DataError("there are no modalities" if not modalities else "there are no items")
@@ -174,17 +180,21 @@ def check_items(modalities, labels, splits, classes, ids, groups=None):
         if not isinstance(name, str) or not re.fullmatch(NAME, name):
             raise DataError(f"modality name {name!r:.60}: use a to z, 0 to 9 and _, a letter first")
         if name in ("label", "group"):
-            raise DataError(f"modality name {name!r}: {name}.npy holds the items' {name}s, so choose another")
+            raise DataError(f"modality name {name!r}: {name}.npy holds the items' {name}s, choose "
+                            "another")
         if len(mod.array) != n:
             raise DataError(f"modality {name!r} has {len(mod.array)} items, there are {n} ids")
         frame = mod.frame
         if frame is not None and (frame.shape != (n, 2) or frame.dtype.kind not in "iu"
                                   or not 0 < frame.min() <= frame.max() < 2 ** 31):
-            raise DataError(f"frame of modality {name!r} must hold height and width in pixels for {n} items")
+            raise DataError(f"frame of modality {name!r} must hold height and width in pixels for "
+                            f"{n} items")
     if not all(isinstance(name, str) and LINE.fullmatch(name) for name in classes):
         raise DataError("classes: each name must be one line of text")
-    if labels.shape != (n,) or labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(classes):
-        raise DataError(f"labels must be whole numbers 0 .. {len(classes) - 1}, one for each of {n} items")
+    if (labels.shape != (n,) or labels.dtype.kind not in "iu"
+            or not 0 <= labels.min() <= labels.max() < len(classes)):
+        raise DataError(f"labels must be whole numbers 0 .. {len(classes) - 1}, one for each of "
+                        f"{n} items")
     check_ids(ids)
     if groups is not None and (groups.shape != (n,) or groups.dtype.kind not in "iu"):
         raise DataError(f"groups must be whole numbers, one for each of {n} items")
@@ -193,8 +203,10 @@ def check_items(modalities, labels, splits, classes, ids, groups=None):
     for name, split in splits.items():
         if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9_]+", name):
             raise DataError(f"split name {name!r:.60}: use a-z, 0-9 and _ (it becomes a file name)")
-        if split.shape != (n,) or split.dtype.kind not in "iu" or not np.isin(split, [*PARTS.values(), UNUSED]).all():
-            raise DataError(f"split {name!r} must hold 0 (train), 1 (val), 2 (test) or 255 (unused) for {n} items")
+        if (split.shape != (n,) or split.dtype.kind not in "iu"
+                or not np.isin(split, [*PARTS.values(), UNUSED]).all()):
+            raise DataError(f"split {name!r} must hold 0 (train), 1 (val), 2 (test) or 255 "
+                            f"(unused) for {n} items")
         for part in ("train", "test"):
             if not (split == PARTS[part]).any():
                 raise DataError(f"split {name!r} has no {part} items")
@@ -202,7 +214,7 @@ def check_items(modalities, labels, splits, classes, ids, groups=None):
 
 @contextlib.contextmanager
 def whole_file(path):
-    """Open a file to write bytes to; it appears as `path` when the block ends well, and not at all otherwise."""
+    """Open a file to write bytes to; it appears as `path` if the block ends well, else never."""
     partial = f"{path}.partial"
     try:
         with open(partial, "wb") as file:
@@ -210,8 +222,8 @@ def whole_file(path):
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error      # a full disk does not say which file
+    except OSError as error:        # a full disk does not say which file
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(partial)
@@ -230,19 +242,19 @@ def sha256(path, progress=lambda n: None):
 def write(folder, modalities, labels, splits, classes, ids, groups=None):
     """Write a prepared folder from arrays in memory.
 
-    modalities  {name: dict(kind=..., array=..., options of Modality)}; a name is any of a to z, 0 to 9
-                and _, a letter first, but not label or group, whose files stand beside <name>.npy
+    modalities  {name: dict(kind=..., array=..., options of Modality)}; a name is any of a to z, 0
+                to 9 and _, a letter first, but not label or group: label.npy is there already
     labels      (N,) int; classes: list of their names
     splits      {name: (N,) uint8 of 0 train, 1 val, 2 test, 255 unused}
     ids         N different strings; groups: (N,) int or None
-    Returns the folder's Path. Raises DataError, and leaves nothing behind, if the arrays do not fit together.
+    Returns the folder's Path. Raises DataError, and leaves nothing behind, if they do not fit.
     """
     folder = Path(folder).expanduser()
     if folder.exists():
         raise DataError(f"{folder} exists already: remove it or choose another name")
-    labels, splits = np.asarray(labels), {name: np.asarray(split) for name, split in splits.items()}
+    labels, ids, checked = np.asarray(labels), list(map(str, ids)), {}
+    splits = {name: np.asarray(split) for name, split in splits.items()}
     groups = None if groups is None else np.asarray(groups)
-    checked = {}
     for name, spec in modalities.items():
         try:
             checked[name] = modality(**spec)
@@ -264,10 +276,11 @@ def write(folder, modalities, labels, splits, classes, ids, groups=None):
     return folder
 
 
-def finish(partial, folder, modalities, labels, splits, classes, ids, groups=None, notes=None, leave_out=()):
-    """Complete `partial`, in which each <modality>.npy stands already, with labels, ids, splits and meta.json,
-    and rename it to `folder`. `notes` is a dict added to meta.json: what was skipped and why, versions, sources.
-    Files named in `leave_out` are removed at the end."""
+def finish(partial, folder, modalities, labels, splits, classes, ids, groups=None, notes=None,
+           leave_out=()):
+    """Complete `partial`, in which each <modality>.npy stands already, with labels, ids, splits and
+    meta.json, and rename it to `folder`. `notes` is a dict added to meta.json: what was skipped and
+    why, versions, sources. Files named in `leave_out` are removed at the end."""
     np.save(partial / "label.npy", np.asarray(labels, dtype=np.int64))
     (partial / "ids.txt").write_text("".join(f"{i}\n" for i in ids), encoding="utf-8")
     if groups is not None:
@@ -287,7 +300,8 @@ def finish(partial, folder, modalities, labels, splits, classes, ids, groups=Non
         **(notes or {}),
         "sha256": {path.name: sha256(path) for path in sorted(partial.iterdir())
                    if path.suffix in (".npy", ".txt") and path.name not in leave_out},
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, **(notes or {}).get("versions", {})},
+        "versions": {"python": platform.python_version(), "numpy": np.__version__,
+                     **(notes or {}).get("versions", {})},
     }
     (partial / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
     for name in leave_out:
@@ -301,14 +315,17 @@ def counts(split):
 
 
 def own_file(folder, name):
-    """The path of a file of a prepared folder. Raises DataError unless it is a plain file: no link to elsewhere, no pipe."""
+    """The path of a file of a prepared folder. Raises DataError unless it is a plain file: no link
+    to elsewhere, no pipe."""
     path = Path(folder) / name
     try:
         mode = path.lstat().st_mode
     except OSError as error:
-        raise DataError(f"{path} {'is missing' if isinstance(error, FileNotFoundError) else error.strerror}") from None
+        missing = isinstance(error, FileNotFoundError)
+        raise DataError(f"{path} {'is missing' if missing else error.strerror}") from None
     if not stat.S_ISREG(mode):
-        raise DataError(f"{path} is no plain file: links are not followed, put the file itself there (the folder may be a link)")
+        raise DataError(f"{path} is no plain file: links are not followed, put the file itself "
+                        "there (the folder may be a link)")
     return path
 
 
@@ -316,7 +333,8 @@ def read_text(folder, name):
     """The text of a file of a prepared folder. Raises DataError."""
     path = own_file(folder, name)
     if path.stat().st_size > LARGEST_TEXT:
-        raise DataError(f"{path} has {path.stat().st_size} bytes: no prepared folder has so long a one")
+        raise DataError(f"{path} has {path.stat().st_size} bytes: no prepared folder has so long a "
+                        "one")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -324,14 +342,15 @@ def read_text(folder, name):
 
 
 def read_array(folder, name):
-    """An array of a prepared folder, a read-only memory map. Raises DataError, also where its length is not the header's."""
+    """An array of a prepared folder, a read-only memory map. Raises DataError, also where its
+    length is not the header's."""
     path = own_file(folder, name)
     try:
         with np.errstate(over="raise"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             array = np.lib.format.open_memmap(path, mode="r")
         surplus = path.stat().st_size - array.offset - array.nbytes
-    except Exception as error:      # of any kind: NumPy evaluates a header that somebody may have made up
+    except Exception as error:      # of any kind: NumPy evaluates a header, which may be made up
         raise DataError(f"{path} cannot be read: {plain(error)[:200]}") from None
     if surplus:
         raise DataError(f"{path} cannot be read: it is {surplus} bytes longer than its header says")
@@ -339,9 +358,8 @@ def read_array(folder, name):
 
 
 def read_meta(folder):
-    """meta.json of a prepared folder as a dict, each entry of the kind that `finish` wrote, naming no file but the format's.
-
-    Raises DataError. Whether it agrees with the arrays is for `read` to see.
+    """meta.json of a prepared folder as a dict, each entry of the kind that `finish` wrote, naming
+    no file but the format's. Raises DataError. Whether it agrees with the arrays `read` sees.
     """
     path = Path(folder) / "meta.json"
     if not path.exists():
@@ -355,7 +373,8 @@ def read_meta(folder):
 
     def check(right, what):
         if not right:
-            raise DataError(f"{path} is damaged: {what}; copy the folder again, or prepare the dataset again")
+            raise DataError(f"{path} is damaged: {what}; copy the folder again, or prepare the "
+                            "dataset again")
 
     for key, kind in {"classes": list, "modalities": dict, "splits": dict, "sha256": dict}.items():
         check(isinstance(meta.get(key), kind), f"{key} is not what it should be")
@@ -364,20 +383,25 @@ def read_meta(folder):
     for name in [*meta["modalities"], *meta["splits"]]:
         check(re.fullmatch(r"[a-z0-9_]+", name), f"{name!r:.60} is no name of a modality or split")
     for name, spec in meta["modalities"].items():
-        check(isinstance(spec, dict) and spec.get("kind") in list(KINDS), f"modality {name!r:.60} is of no known kind")
-        check(set(spec) <= {"kind", "shape", *Modality.OPTIONS[spec["kind"]]}, f"modality {name!r:.60} has unknown options")
+        check(isinstance(spec, dict) and spec.get("kind") in list(KINDS),
+              f"modality {name!r:.60} is of no known kind")
+        check(set(spec) <= {"kind", "shape", *Modality.OPTIONS[spec["kind"]]},
+              f"modality {name!r:.60} has unknown options")
     always = {"ids.txt", "label.npy", *(f"{name}.npy" for name in meta["modalities"]),
               *(f"split.{name}.npy" for name in meta["splits"])}
     at_times = {"group.npy", *(f"{name}.frame.npy" for name in meta["modalities"])}
-    check(always <= set(meta["sha256"]) <= always | at_times, "sha256 does not list the files of its modalities and splits")
+    check(always <= set(meta["sha256"]) <= always | at_times,
+          "sha256 does not list the files of its modalities and splits")
     return meta
 
 
 def read(folder):
-    """Open a prepared folder: (meta, modalities, labels, splits, ids, groups), arrays as read-only memory maps.
+    """Open a prepared folder: (meta, modalities, labels, splits, ids, groups), arrays as read-only
+    memory maps.
 
-    Raises DataError, naming the file, for whatever is missing or does not agree with meta.json. The arrays' bytes are not
-    looked at, apart from labels, groups and splits: `python -m data.verify` does that.
+    Raises DataError, naming the file, for whatever is missing or does not agree with meta.json. The
+    arrays' bytes are not looked at, apart from labels, groups and splits: `python -m data.verify`
+    does that.
     """
     folder = Path(folder).expanduser()
     meta, modalities = read_meta(folder), {}
@@ -385,9 +409,11 @@ def read(folder):
     splits = {name: read_array(folder, f"split.{name}.npy") for name in meta["splits"]}
     groups = read_array(folder, "group.npy") if "group.npy" in meta["sha256"] else None
     for name, spec in meta["modalities"].items():
-        array, options = read_array(folder, f"{name}.npy"), {key: spec[key] for key in spec if key not in ("kind", "shape")}
+        array = read_array(folder, f"{name}.npy")
+        options = {key: spec[key] for key in spec if key not in ("kind", "shape")}
         if list(array.shape) != spec.get("shape"):
-            raise DataError(f"{Path(folder) / name}.npy has shape {list(array.shape)}, meta.json says otherwise")
+            raise DataError(f"{folder / name}.npy has shape {list(array.shape)}, meta.json says "
+                            "otherwise")
         if f"{name}.frame.npy" in meta["sha256"]:
             options["frame"] = read_array(folder, f"{name}.frame.npy")
         try:
@@ -398,8 +424,12 @@ def read(folder):
         check_items(modalities, labels, splits, meta["classes"], ids, groups)
     except DataError as error:
         raise DataError(f"{folder}: {error}") from None
-    if meta.get("items") != len(ids) or meta["splits"] != {name: counts(split) for name, split in splits.items()}:
-        raise DataError(f"{Path(folder) / 'meta.json'} counts other items than the arrays hold: copy or prepare the folder again")
-    if groups is not None and "groups" in meta and not 0 <= groups.min() <= groups.max() < len(meta["groups"]):
-        raise DataError(f"{Path(folder) / 'group.npy'} has groups that meta.json does not name: copy or prepare the folder again")
+    counted = {name: counts(split) for name, split in splits.items()}
+    if meta.get("items") != len(ids) or meta["splits"] != counted:
+        raise DataError(f"{folder / 'meta.json'} counts other items than the arrays hold: copy or "
+                        "prepare the folder again")
+    if (groups is not None and "groups" in meta
+            and not 0 <= groups.min() <= groups.max() < len(meta["groups"])):
+        raise DataError(f"{folder / 'group.npy'} has groups that meta.json does not name: copy or "
+                        "prepare the folder again")
     return meta, modalities, labels, splits, ids, groups

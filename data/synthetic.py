@@ -1,7 +1,7 @@
-"""The embedded dataset: nothing to download, made from a fixed seed in memory, seconds to train.
+"""The embedded dataset: nothing to download, made from a fixed seed, seconds to train.
 
-Each of eight classes has a sound, a band whose height tells it, and a picture, a grating whose angle
-tells it; both are noisy. In a fifth of the items the band is absent, in a fifth the grating,
+Each of eight classes has a sound, a band whose height tells it, and a picture, a grating whose
+angle tells it; both are noisy. In a fifth of the items the band is absent, in a fifth the grating,
 independently, so neither modality is enough (96.5 % can be reached with both). The sound is learned
 sooner and explains four fifths of the items, so joint training learns the picture from the rest:
 modality competition (Huang, Lin, Zhou, Yang, Huang: Modality Competition, ICML 2022), whose

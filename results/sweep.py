@@ -1,150 +1,145 @@
-"""Run the missing cells of a grid of methods, variants, datasets and seeds; each cell is a command a user could type.
+"""Run the missing cells of a grid of rows, datasets and seeds; each is a command you could type.
 
-    python -m results.sweep --methods dimml udi joint_baseline --datasets synthetic avmnist:small --seeds 5
-    python -m results.sweep --methods udi --datasets ave --gpus 0 1                  # one process a GPU
-    python -m results.sweep --methods udi --datasets ave --slurm slurm_partition=gpu timeout_min=600 gpus_per_node=1
+    python -m results.sweep --datasets synthetic avmnist:small --seeds 5 --workers 2
+    python -m results.sweep --rows main udi.cka --datasets ave --gpus 0 1     # one process a GPU
+    python -m results.sweep --datasets ave --slurm slurm_partition=gpu gpus_per_node=1
 
-A finished run, one whose JSON stands in --out, is never repeated; a half one goes on after its last epoch. The variants of
-UDI with one seed share one stage 1, which is theirs to the bit: it is trained once. A cell's output goes to <out>/<run>.log.
+Seed by seed, main rows of every dataset before ablations. A finished run is never repeated, a half
+one goes on after its last epoch: started again, the same command goes on. What a run prints goes to
+<its name>.log; its checkpoint is removed when its result stands.
 """
 
 import argparse
+import contextlib
 import ctypes
-import fcntl
-import itertools
 import os
-import queue
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import NamedTuple
 
-from tqdm import tqdm
-
+import dimml
+import joint_baseline
 import udi
-from data import DataError, checkpoint, cli
+from data import DataError, exit_codes, finished, half_done
+from data.files import differences
+from results.table import MAIN, is_ablation
 
-ROOT = Path(__file__).parent.parent
-
-INTERACTIONS = {"": None, "interaction0-0": [0.0, 0.0], "interaction1-0": [1.0, 0.0], "interaction0-1": [0.0, 1.0],
-                "interaction0.5-0.5": [0.5, 0.5]}
-UDI = {}                                  # variant: what it changes in the recipe
-for init, complement, (name, pair) in itertools.product(("scratch", "stage1"), ("club", "cka"), INTERACTIONS.items()):
-    if complement == "club" or pair is None or pair[1]:          # without the complementary term its kind is all one
-        changed = {"interaction": pair, "complement": complement, "follower_init": init}
-        label = ".".join(part for part in (name, complement, init) if part not in ("", "club", "scratch"))
-        UDI[label] = {key: value for key, value in changed.items() if value not in (None, "club", "scratch")}
-VARIANTS = {"dimml": [""], "joint_baseline": ["concat", "sum", "film", "gated", "ensemble"], "udi": list(UDI)}
-
-
-class Cell:
-    """One run: `command` for a user, `path` of its files less their suffixes."""
-
-    def __init__(self, method, variant, dataset, seed, out, data_dir, flags):
-        dataset, _, split = dataset.partition(":")
-        self.method, self.variant = method, variant
-        self.common = ["--dataset", dataset, "--seed", str(seed), "--out", out, *(["--split", split] if split else []),
-                       *(["--data-dir", data_dir] if data_dir != "datasets" else []), *flags]
-        if method == "udi":
-            self.flags = [str(word) for key, value in UDI[variant].items()
-                          for word in (f"--{key.replace('_', '-')}", *(value if isinstance(value, list) else [value]))]
-        else:
-            self.flags = {"": [], "ensemble": ["--ensemble"]}.get(variant, ["--fusion", variant])
-        self.split = split or udi.open_dataset(dataset, data_dir).split
-        self.tail = f"{Path(dataset).name}-{self.split}-seed{seed}"
-        self.path = f"{out}/{method}{'.' * bool(variant)}{variant}-{self.tail}"
-        self.stage_1 = f"{out}/udi.stage1only-{self.tail}"
-
-    def finished(self):
-        return os.path.exists(f"{self.path}.json")
+SCRIPTS = {"joint_baseline": joint_baseline, "dimml": dimml, "udi": udi}
+ROWS = {        # what makes each row of the table; the first ten are the main ones
+    "joint_baseline.ensemble": "--ensemble",
+    "joint_baseline.concat": "",
+    "joint_baseline.auxiliary": "--balance auxiliary",
+    "joint_baseline.ogm_ge": "--balance ogm_ge",
+    "joint_baseline.mmpareto": "--balance mmpareto",
+    "joint_baseline.dgl": "--balance dgl",
+    "dimml": "",
+    "dimml.duc0": "--duc-weight 0",
+    "udi": "",
+    "udi.interaction0-0": "--interaction 0 0",
+    "joint_baseline.sum": "--fusion sum",
+    "joint_baseline.film": "--fusion film",
+    "joint_baseline.gated": "--fusion gated",
+    "joint_baseline.auxiliary.encoder1.5": "--balance auxiliary --encoder-lr-factor 1.5",
+    "dimml.shared0": "--shared-weight 0",
+    "udi.interaction1-0": "--interaction 1 0",
+    "udi.interaction0-1": "--interaction 0 1",
+    "udi.interaction0.5-0.5": "--interaction 0.5 0.5",
+    "udi.cka": "--complement cka",
+    "udi.stage1": "--follower-init stage1",
+}
+GROUPS = {"main": MAIN, "ablations": [row for row in ROWS if is_ablation(row)]}
+OF_A_CELL = {"--dataset", "--data-dir", "--split", "--seed", "--out", "--gpu", "--resume",
+             "--modality", "--help", "-h",
+             *(word for flags in ROWS.values() for word in flags.split() if word.startswith("--"))}
 
 
-def train_stage_1(argv):
-    """Stage 1 of UDI and nothing else, under the variant's name "stage1only"; goes on where it was."""
-    parser = argparse.ArgumentParser("udi.py")
-    cli.common_flags(parser)
-    with cli.exit_codes("stage 1 of udi.py"), udi.Run(cli.parse(parser, argv), udi.RECIPES, "udi", "stage1only") as run:
-        model = run.restore(udi.UDI({m: mod.in_channels for m, mod in run.ds.modalities.items()}, len(run.ds.classes)))
-        for m in run.ds.modalities:
-            udi.train_alone(run, model, m)
+class Cell(NamedTuple):
+    """One run: its script's path, its command line, and the path of its files less their suffix."""
+    script: str
+    argv: list
+    path: Path
 
 
-def begin_with_stage_1(cell):
-    """A checkpoint for a variant of UDI that has none: stage 1's, with the variant's name and recipe."""
-    if not os.path.exists(f"{cell.path}.pt"):
-        state = checkpoint.load(cell.stage_1)
-        state["config"] = {**state["config"], "variant": cell.variant, "recipe": {**state["config"]["recipe"], **UDI[cell.variant]}}
-        checkpoint.save(cell.path, state)
+def planned(row, argv):
+    """What a row's script says of a command line: a Cell, its config, and whether it is finished.
+    Raises DataError if another run, finished or not, has its name."""
+    script = SCRIPTS[row.split(".")[0]]
+    *_, path, config = script.plan(argv)
+    done = finished(path, config)
+    if not done:
+        half_done(path, config, n_epochs=None, resume=True)     # raises if it cannot go on
+    return Cell(str(Path(script.__file__).resolve()), [*argv, "--resume"], path), config, bool(done)
 
 
 def end_with_parent():
-    """In a child, on Linux: killed when the sweep is, so that a second sweep never meets a run of the first."""
+    """In a child, on Linux: it ends when the sweep is killed, so that no other sweep meets it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
-def run_cell(cell, gpu=None, threads=None):
-    """Run a cell to its end and return its exit code. Its checkpoints, hundreds of MB, go when its JSON stands."""
-    device = [] if gpu is None else ["--gpu", str(gpu)]
-    environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
-
-    def call(*command):
-        log.flush()
-        return subprocess.call([sys.executable, *command], cwd=ROOT, env=environment, stdout=log, stderr=log, preexec_fn=end_with_parent)
-
+def start(cell, flags=(), threads=None):
+    """The process of a cell, in the folder that the sweep was started in."""
+    environment = dict(os.environ)
+    if threads:
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
+    cell.path.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{cell.path}.log", "ab") as log:
-        if cell.method == "udi":
-            with open(f"{cell.stage_1}.log", "ab") as lock:              # one cell trains it, the others wait
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                trained = Path(f"{cell.stage_1}.trained")
-                if not trained.exists():
-                    code = call("-c", "import sys; from results.sweep import train_stage_1; train_stage_1(sys.argv[1:])",
-                                *cell.common, *device, "--resume")
-                    if code:
-                        return code
-                    trained.touch()
-            begin_with_stage_1(cell)
-        code = call(f"{cell.method}.py", *cell.common, *cell.flags, *device, "--resume")
-    if code == 0:
-        for suffix in (".pt", ".previous.pt"):
-            Path(cell.path + suffix).unlink(missing_ok=True)
+        return subprocess.Popen([sys.executable, cell.script, *cell.argv, *flags], env=environment,
+                                stdout=log, stderr=log, preexec_fn=end_with_parent)
+
+
+def end(cell, process):
+    """Wait for a cell's end -> its exit code. A finished one needs no checkpoint (180 MB)."""
+    code = process.wait()
+    for suffix in (".pt", ".lock") if code == 0 else ():
+        Path(f"{cell.path}{suffix}").unlink(missing_ok=True)
     return code
 
 
+def run_one(cell):      # as a job of Slurm
+    return end(cell, start(cell))
+
+
 def run_here(cells, gpus, workers):
-    """Run the cells side by side, one process a GPU or `workers` processes on the CPU. Yields (cell, exit code)."""
-    devices = queue.SimpleQueue()
-    for device in gpus or [None] * workers:
-        devices.put(device)
-    threads = None if gpus else max(1, len(os.sched_getaffinity(0)) // workers)
-
-    def on_a_free_device(cell):
-        device = devices.get()
-        try:
-            return run_cell(cell, device, threads)
-        finally:
-            devices.put(device)
-
-    with ThreadPoolExecutor(len(gpus) or workers) as pool:
-        futures = {pool.submit(on_a_free_device, cell): cell for cell in cells}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except KeyboardInterrupt:                                        # the children have had it too
-            pool.shutdown(cancel_futures=True)
-            raise
+    """Run cells side by side, one a GPU or `workers` on the CPU. Yields (cell, exit code). Whatever
+    ends the sweep ends them too."""
+    free, running, waiting = list(gpus or [None] * workers), [], list(cells)
+    cores = getattr(os, "process_cpu_count", os.cpu_count)() or 1
+    threads = max(1, cores // len(free))
+    try:
+        while waiting or running:
+            while free and waiting:
+                cell, gpu = waiting.pop(0), free.pop(0)
+                flags = [] if gpu is None else ["--gpu", str(gpu)]
+                running.append((cell, gpu, start(cell, flags, threads)))
+            time.sleep(0.1)
+            for cell, gpu, process in [entry for entry in running if entry[2].poll() is not None]:
+                running.remove((cell, gpu, process))
+                free.append(gpu)
+                yield cell, end(cell, process)
+    finally:
+        for *_, process in running:
+            process.terminate()         # at most one epoch is lost
+        for *_, process in running:
+            process.wait()
 
 
 def run_slurm(cells, folder, options):
-    """The same cells as one job array through submitit (its local executor where there is no Slurm). Yields likewise."""
+    """The same as one job array through submitit, whose local executor serves where no Slurm is."""
     import submitit
     executor = submitit.AutoExecutor(folder=folder)
     executor.update_parameters(**options)
-    jobs = executor.map_array(run_cell, cells)
-    for cell, job in zip(cells, jobs):
-        yield cell, job.result()
+    jobs = executor.map_array(run_one, cells)
+    try:
+        for cell, job in zip(cells, jobs):
+            yield cell, 1 if job.exception() else job.result()
+    finally:
+        for job in jobs:
+            if not job.done():
+                job.cancel()
 
 
 def option(text):
@@ -152,45 +147,70 @@ def option(text):
     return key, int(value) if value.isdecimal() else value
 
 
+def grid(args):
+    """The command lines of a grid, (row, argv), in the order in which they run."""
+    rows = [row for name in args.rows for row in GROUPS.get(name, [name])]
+    for row in rows:
+        if row not in ROWS:
+            raise DataError(f"--rows {row}: there are main, ablations, {', '.join(ROWS)}")
+    for word in args.flags:
+        flag = word.split("=")[0]
+        if flag.startswith("-") and any(own.startswith(flag) for own in OF_A_CELL):
+            raise DataError(f"{word} after --: that is for the sweep to set, see --help")
+    if args.seeds < 1 or args.workers < 1:
+        raise DataError("--seeds and --workers count from 1")
+    for group in (GROUPS["main"], GROUPS["ablations"]):
+        for seed in range(args.seeds):
+            for name in args.datasets:
+                dataset, _, split = name.partition(":")
+                for row in dict.fromkeys(row for row in rows if row in group):
+                    yield row, ["--dataset", dataset, *(["--split", split] if split else []),
+                                "--data-dir", args.data_dir, "--seed", str(seed), "--out", args.out,
+                                *ROWS[row].split(), *args.flags]
+
+
 def main(argv=None):
-    """Command line -> exit code 0 if every cell of the grid stands, 1 if one failed, 2 for a usage that cannot be."""
+    """-> exit code: 0 if every cell of the grid stands, 1 if one failed. Raises DataError before
+    anything is trained if a cell cannot be."""
     parser = argparse.ArgumentParser("python -m results.sweep", description=__doc__.split("\n")[0])
-    parser.add_argument("--methods", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--variants", nargs="+", help="only these, e.g. udi.cka joint_baseline.concat dimml")
-    parser.add_argument("--datasets", nargs="+", default=["synthetic"], help="names or paths, with :SPLIT where it is not the first")
-    parser.add_argument("--seeds", type=int, default=5, help="0 .. N-1 (default: %(default)s)")
-    parser.add_argument("--data-dir", default="datasets")
-    parser.add_argument("--out", default="runs", help="(default: %(default)s)")
-    parser.add_argument("--gpus", type=int, nargs="*", default=[], help="numbers of the GPUs, a process each")
-    parser.add_argument("--workers", type=int, default=1, help="processes on the CPU, which share its cores (default: %(default)s)")
-    parser.add_argument("--slurm", nargs="*", type=option, metavar="KEY=VALUE", help="submit as an array, with submitit's parameters")
-    parser.add_argument("flags", nargs="*", help="after --: flags for every run, e.g. -- --epochs 5 --amp off")
+    add = parser.add_argument
+    add("--rows", nargs="+", default=["main"],
+        help="main, ablations or single ones (default: main)")
+    add("--datasets", nargs="+", default=["synthetic"],
+        help="names or paths; NAME:SPLIT for a split that is not the first")
+    add("--seeds", type=int, default=5, help="0 .. N-1 (default: %(default)s)")
+    add("--data-dir", default="datasets")
+    add("--out", default="runs", help="(default: %(default)s)")
+    add("--gpus", type=int, nargs="*", default=[], help="numbers of the GPUs, a process each")
+    add("--workers", type=int, default=1, help="processes on the CPU (default: %(default)s)")
+    add("--slurm", nargs="*", type=option, metavar="KEY=VALUE", help="submitit's parameters")
+    add("flags", nargs="*", help="after --: flags for every run, e.g. -- --epochs 5 --amp off")
     args = parser.parse_args(argv)
-    with cli.exit_codes(parser.prog):
-        names = {f"{method}{'.' * bool(variant)}{variant}": (method, variant) for method in args.methods for variant in VARIANTS[method]}
-        for name in set(args.variants or names) - set(names):
-            raise DataError(f"--variants {name}: of {', '.join(args.methods)} there are {', '.join(names)}")
-        if args.seeds < 1 or args.workers < 1:
-            raise DataError("--seeds and --workers count from 1")
-        cells = [Cell(*names[name], dataset, seed, args.out, args.data_dir, args.flags)
-                 for dataset in args.datasets for name in args.variants or names for seed in range(args.seeds)]
-        missing = [cell for cell in cells if not cell.finished()]
-        print(f"{len(cells)} runs, {len(cells) - len(missing)} of them finished before", flush=True)
-        os.makedirs(args.out, exist_ok=True)
-        finished = (run_here(missing, args.gpus, args.workers) if args.slurm is None else
-                    run_slurm(missing, f"{args.out}/slurm", dict(args.slurm)))
-        failed, start = [], time.time()
-        for count, (cell, code) in enumerate(tqdm(finished, total=len(missing), disable=None, unit="run"), 1):
-            left = (time.time() - start) / count * (len(missing) - count)
-            tqdm.write(f"[{count}/{len(missing)}] {cell.path} " + (f"failed with code {code}: see its .log" if code else "finished")
-                       + f", {left / 60:.0f} min left")
-            failed += [cell] * bool(code)
-        for cell in cells:                                               # stage 1 is kept while a variant may need it
-            if cell.method == "udi" and not failed:
-                for suffix in (".pt", ".previous.pt", ".log", ".trained"):
-                    Path(cell.stage_1 + suffix).unlink(missing_ok=True)
-        return 1 if failed else 0
+
+    cells, configs, missing = {}, {}, []
+    for row, command in grid(args):
+        cell, config, done = planned(row, command)
+        if configs.setdefault(cell.path, config) != config:     # two folders of one name
+            raise DataError(f"two runs would both be called {cell.path}: "
+                            f"{', '.join(differences(configs[cell.path], config))}")
+        if cell.path not in cells and not done:
+            missing.append(cell)
+        cells[cell.path] = cell
+    print(f"{len(cells)} runs, {len(cells) - len(missing)} of them finished before", flush=True)
+
+    runs = (run_here(missing, args.gpus, args.workers) if args.slurm is None else
+            run_slurm(missing, Path(args.out).expanduser() / "slurm", dict(args.slurm)))
+    failed, began = 0, time.time()
+    with contextlib.closing(runs):          # whatever ends this loop ends the children
+        for count, (cell, code) in enumerate(runs, 1):
+            left = (time.time() - began) / count * (len(missing) - count)
+            failed += code != 0
+            print(f"[{count}/{len(missing)}] {cell.path} "
+                  + (f"failed with code {code}: see its .log" if code else "finished")
+                  + f", {left / 60:.0f} min left", flush=True)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with exit_codes("results.sweep"):
+        sys.exit(main())

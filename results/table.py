@@ -1,13 +1,17 @@
-"""The comparison tables as Markdown, from results/runs/*.json alone.
+"""The results as tables in Markdown and in words, from the JSON files of one or more folders alone.
 
-    python -m results.table            # print them
-    python -m results.table --readme   # put them between the markers of README.md
+    python -m results.table                # the published runs, those of results/runs
+    python -m results.table runs           # your own, of any number of folders
+    python -m results.table --ablations    # the ablations too
+    python -m results.table --readme       # into README.md, with its picture docs/results.svg
 
-What cannot be averaged is left out and named on stderr, a line each: a file that is no run, a seed that stands in two
-files, a run whose setting is not that of its row. A row of another setting than a baseline's is shown, but not paired.
+What cannot be averaged is left out and named on stderr, a line each: a file that is no result, a
+seed that stands in two files, a run whose setting is not that of its row.
 """
 
 import argparse
+import functools
+import io
 import json
 import math
 import statistics
@@ -15,246 +19,459 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import scipy.stats
 
-RUNS = Path(__file__).parent / "runs"
-README = Path(__file__).parent.parent / "README.md"
+from data import DataError, exit_codes, whole_file
+
+ROOT = Path(__file__).parent.parent
+RUNS = ROOT / "results/runs"
 BEGIN, END = "<!-- results.table begins -->", "<!-- results.table ends -->"
 
-SCHEMA = 1
-JOINT, ENSEMBLE = "joint_baseline.concat", "joint_baseline.ensemble"         # what every row is paired with
-ORDER = ("joint_baseline", "dimml", "udi")                                   # of the rows; any other method comes last
-LEGEND = ("Test accuracy in %, mean ± standard deviation over n seeds. *last − joint*, *last − ensemble*: difference in points "
-          f"to the last epoch of `{JOINT}` and of `{ENSEMBLE}`, mean over the seeds that both have [95 % interval, "
-          "Student's t, paired by seed].")
+JOINT, ENSEMBLE = "joint_baseline.concat", "joint_baseline.ensemble"    # what all is compared with
+MAIN = (ENSEMBLE, JOINT, "joint_baseline.auxiliary", "joint_baseline.ogm_ge",
+        "joint_baseline.mmpareto", "joint_baseline.dgl", "dimml", "dimml.duc0", "udi",
+        "udi.interaction0-0")
+LEGEND = f"""\
+Test accuracy in %, mean ± standard deviation over n seeds; the number to quote is that of the last
+epoch. Differences, to `{JOINT}` and to `{ENSEMBLE}`, are in points,
+with a 95 % interval in brackets (Student's t, paired by seed). Of twenty such intervals about one
+leaves out zero by chance."""
 
 
 def warn(message):
     print(f"results.table: {message}", file=sys.stderr)
 
 
+# ---- reading: anybody's folder, so nothing about a file is taken for granted ---------------------
+def text(value):
+    return isinstance(value, str)
+
+
+def name(value):    # of what stands in a line of the table
+    return isinstance(value, str) and value.isprintable()
+
+
+def whole(value):
+    return type(value) is int and 0 <= value < 2**32
+
+
+def number(value):
+    return type(value) in (int, float) and abs(value) < 1e15      # nan is no number
+
+
+def share(value):
+    return number(value) and 0 <= value <= 1
+
+
+def share_or_none(value):
+    return value is None or share(value)
+
+
+SCORE = {"accuracy": share, "macro_f1": share}
+RULES = {"last": SCORE, name: SCORE}
+SAID = {"predictions": [whole], "confidence": [share]}
+PART = {"heads": {name: SCORE}, "modality_heads": {name: SCORE}}
+RESULT = {    # a name stands for any key
+    "method": name, "variant": name, "dataset": name, "split": name, "seed": whole, "val": number,
+    "recipe": {text: lambda value: True}, "data": {text: text}, "precision": name, "answer": name,
+    "device": text, "seconds": number, "n_train": whole, "n_val": whole, "n_test": whole,
+    "classes": [text], "heads": {name: RULES}, "modality_heads": {name: RULES},
+    "probes": {name: share_or_none}, "epochs": [{"stage": text, "epoch": whole, "test": PART}],
+    "test": {"labels": [whole], "heads": {name: SAID}, "modality_heads": {name: SAID}},
+}
+
+
+def check(value, shape, where):
+    """Raises ValueError, which says where, if a JSON value is not of a shape like those above."""
+    if callable(shape):
+        if not shape(value):
+            raise ValueError(f"{where} is {str(value)[:40]!r}")
+    elif not isinstance(value, type(shape)):
+        raise ValueError(f"{where} is no {type(shape).__name__}")
+    elif isinstance(shape, list):
+        for i, entry in enumerate(value):
+            check(entry, shape[0], f"{where}[{i}]")
+    else:
+        for key, inner in shape.items():
+            if callable(key):
+                for k in value:
+                    check(k, key, f"a name in {where}")
+                    check(value[k], inner, f"{where}.{k}")
+            elif key not in value:
+                raise ValueError(f"{where} has no {key!r}")
+            else:
+                check(value[key], inner, f"{where}.{key}")
+
+
 def read(path):
-    """A run file's result. Raises ValueError, which says why, for a file that is no run."""
+    """A file's result: a dict of schema 2 (docs/result.md). Raises ValueError or OSError, which say
+    why, for a file that holds none."""
     try:
-        result = json.loads(path.read_text())
-    except ValueError as error:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"not a whole JSON file ({error})")
     schema = result.get("schema") if isinstance(result, dict) else None
-    if schema != SCHEMA:
-        raise ValueError(f"its schema is {schema}, not {SCHEMA}")
+    if schema != 2:
+        raise ValueError(f"its schema is {str(schema)[:40]}, not 2")
+    check(result, RESULT, "result")
+    test = result["test"]
+    if result["answer"] not in result["heads"].keys() & test["heads"].keys():
+        raise ValueError(f"its answer {result['answer']!r} is none of its heads")
+    for said in (*test["heads"].values(), *test["modality_heads"].values()):
+        if {len(said["predictions"]), len(said["confidence"])} != {len(test["labels"])}:
+            raise ValueError("its test part has not one prediction for each label")
     return result
 
 
-def load(folder=RUNS):
-    """{(dataset, split): {method.variant: {seed: result}}}, the baselines first, of the runs that may be averaged."""
+def load(*folders):
+    """{(dataset, split): {row: {seed: result}}} of the runs that may be averaged, a row being a
+    method and its variant. Raises DataError where there is no such folder."""
     found = {}
-    for path in sorted(Path(folder).glob("*.json")):
-        try:
-            result = read(path)
-        except ValueError as error:
-            warn(f"{path.name} is left out: {error}")
-            continue
-        method = ".".join(filter(None, (result["method"], result["variant"])))
-        section = found.setdefault((result["dataset"], result["split"]), {})
-        section.setdefault(method, {}).setdefault(result["seed"], {})[path.name] = result
+    for folder in folders or [RUNS]:
+        folder = Path(folder).expanduser()
+        if not folder.is_dir() and folder != RUNS:    # the published runs may be still to come
+            raise DataError(f"there is no folder {folder}")
+        for path in sorted(folder.glob("*.json")):
+            try:
+                result = read(path)
+            except (ValueError, OSError) as error:
+                warn(f"{path} is left out: {error}")
+                continue
+            row = ".".join(filter(None, (result["method"], result["variant"])))
+            seeds = found.setdefault((result["dataset"], result["split"]), {}).setdefault(row, {})
+            seeds.setdefault(result["seed"], {})[path.resolve()] = result
 
     runs = {}
-    for section, methods in sorted(found.items()):
-        for method in sorted(methods, key=position):
+    for section, rows in sorted(found.items()):
+        for row in sorted(rows, key=position):
             files = {}
-            for seed, same_seed in sorted(methods[method].items()):
+            for seed, same_seed in sorted(rows[row].items()):
                 if len(same_seed) == 1:
                     files.update(same_seed)
                 else:
-                    warn(f"{', '.join(same_seed)} are left out: all are seed {seed} of {method} on {' '.join(section)}")
+                    warn(f"{', '.join(map(str, same_seed))} are left out: "
+                         f"all are seed {seed} of {row} on {' '.join(section)}")
             results = of_one_setting(files)
             if results:
-                runs.setdefault(section, {})[method] = {result["seed"]: result for result in results}
+                runs.setdefault(section, {})[row] = {result["seed"]: result for result in results}
     return runs
 
 
-def position(method):
-    """A row's place in the table."""
-    name = method.split(".")[0]
-    return ORDER.index(name) if name in ORDER else len(ORDER), method != ENSEMBLE, method
+def is_ablation(row):
+    """Whether a row is one of our scripts' beside the main ones; those of a fork are none."""
+    return row not in MAIN and row.split(".")[0] in ("joint_baseline", "dimml", "udi")
+
+
+def position(row):
+    """Main rows first, in their order, then those of other methods, then ablations."""
+    return MAIN.index(row) if row in MAIN else len(MAIN) + is_ablation(row), row
 
 
 def of_one_setting(files):
-    """{file: result} of one row -> the results whose setting most of them share; none where two are equally frequent."""
+    """{file: result} of one row -> the results of the setting that most of them share; none where
+    two settings are equally frequent."""
     settings = {file: json.dumps(setting(result), sort_keys=True) for file, result in files.items()}
     (most, count), *others = Counter(settings.values()).most_common() or [(None, 0)]
     if others and others[0][1] == count:
-        warn(f"{', '.join(files)} are left out: their settings differ, and none is that of most")
+        warn(f"{', '.join(map(str, files))} are left out: their settings differ, "
+             "and none is that of most")
         return []
     kept = {file: result for file, result in files.items() if settings[file] == most}
-    for file, result in files.items():
-        if file not in kept:
-            other = ", ".join(differing(result, next(iter(kept.values()))))
-            warn(f"{file} is left out: another {other} than {', '.join(kept)}")
+    for file in files.keys() - kept.keys():
+        a, b = setting(files[file]), setting(next(iter(kept.values())))
+        other = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+        warn(f"{file} is left out: another {', '.join(other)} than the rest of its row")
     return list(kept.values())
 
 
 def setting(result):
-    """What must be the same in runs that are averaged or compared: data, validation share, precision, processes, recipe."""
-    processes = result.get("processes", 1)                                   # the oldest runs do not say: they had one
-    return {**{key: result[key] for key in ("data", "val", "amp")}, "processes": processes, **result["recipe"]}
+    """What must be the same in runs that are averaged."""
+    recipe = {f"--{key.replace('_', '-')}": value for key, value in result["recipe"].items()}
+    return {key: result[key] for key in ("data", "val", "precision")} | recipe
 
 
-def differing(result, other):
-    """The names of the settings in which two runs differ; an entry that only one method has belongs to that method."""
-    a, b = setting(result), setting(other)
-    keys = a.keys() | b.keys() if result["method"] == other["method"] else a.keys() & b.keys()
-    return sorted(key for key in keys if a.get(key) != b.get(key))
+# ---- numbers -------------------------------------------------------------------------------------
+def answer(result):
+    """{rule: scores} of the method's answer."""
+    return result["heads"][result["answer"]]
 
 
-def rows(methods):
-    """The lines of a table, {label: (results, head)}: each modality of the ensemble by itself, then every method's answer."""
-    lines = {}
-    for method, results in methods.items():
-        *single, answer = next(iter(results.values()))["heads"]              # a method's last head is its answer
-        if method == ENSEMBLE:
-            lines.update({f"{m} alone": (results, m) for m in single})
-        lines[method] = results, answer
-    return lines
+def head(name):
+    """A function like `answer` for a head of ours, a control."""
+    return lambda result: result["heads"].get(name, {})
 
 
-def accuracy(results, head, rule="last"):
-    """{seed: test accuracy in %} of a head under a rule, where there is such a rule (without val items no best_val)."""
-    scores = {seed: result["heads"][head] for seed, result in results.items()}
-    return {seed: 100 * rules[rule]["accuracy"] for seed, rules in scores.items() if rule in rules}
+def own_head(modality):
+    """A function like `answer` for a modality's own head; in the ensemble, the modality alone."""
+    return lambda result: result["modality_heads"].get(modality, {})
+
+
+def accuracy(results, scores=answer, rule="last", measure="accuracy"):
+    """{seed: test accuracy in %} under a rule, which a run without val items may not have."""
+    rules = {seed: scores(result) for seed, result in results.items()}
+    return {seed: 100 * r[rule][measure] for seed, r in rules.items() if rule in r}
 
 
 def probes(results, modality):
     """{seed: test accuracy in %} of a linear classifier on a modality's frozen encoder."""
-    return {seed: 100 * result["probes"][modality] for seed, result in results.items() if modality in result["probes"]}
-
-
-def follower_probes(results):
-    """{seed: mean over UDI's followers of their encoders' probes, test accuracy in %}."""
-    return {seed: float(np.mean([100 * probe for m, probe in result["probes"].items() if m != result["choice"]["anchor"]]))
-            for seed, result in results.items()}
+    values = {seed: result["probes"].get(modality) for seed, result in results.items()}
+    return {seed: 100 * value for seed, value in values.items() if value is not None}
 
 
 def paired(ours, theirs):
-    """{seed: value} twice -> mean difference over the seeds both have, half of its 95 % interval, number of such seeds.
+    """{seed: value} twice -> mean difference over the seeds that both have, half of its 95 %
+    interval, and their number n. Raises ValueError where they have none in common.
 
-    The interval is Student's for paired samples, t(0.975, n - 1) s / sqrt(n); None for one pair. Raises ValueError for none.
+    The interval is Student's for paired samples, t(0.975, n - 1) s / sqrt(n); None for one pair.
     """
     differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
     if not differences:
         raise ValueError("no seed in common")
     n, half = len(differences), None
     if n > 1:
-        half = float(scipy.stats.t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+        t = float(scipy.stats.t.ppf(0.975, n - 1))
+        half = t * statistics.stdev(differences) / math.sqrt(n)
     return statistics.mean(differences), half, n
 
 
-def calibration(confidence, correct, bins=10):
-    """(N,) in [0, 1] and (N,) bool -> number, mean confidence and accuracy of each bin of equal width, and the expected
-    calibration error, sum_b n_b / N |accuracy_b - confidence_b| (Guo et al., ICML 2017). An empty bin is nan."""
-    bin_of = np.minimum((np.asarray(confidence) * bins).astype(int), bins - 1)
-    number = np.bincount(bin_of, minlength=bins)
-    with np.errstate(invalid="ignore"):
-        mean = np.bincount(bin_of, confidence, minlength=bins) / number
-        share = np.bincount(bin_of, correct, minlength=bins) / number
-    return number, mean, share, float(np.nansum(number * np.abs(share - mean)) / number.sum())
+def compare(results, base, ours=accuracy, theirs=None):
+    """`paired` for two rows' {seed: result}, each by its measure (`theirs` is `ours` unless given).
+
+    They must share data, precision and how long the encoders are trained; all else is the method.
+    Raises ValueError, which says why, where they cannot be compared.
+    """
+    a, b = (setting(next(iter(runs.values()))) for runs in (results, base))
+    same = ("data", "val", "precision", "--epochs", "--batch-size", "--lr", "--lr-step")
+    other = [key for key in same if key in a and key in b and a[key] != b[key]]
+    if other:
+        raise ValueError(f"another {', '.join(other)}")
+    return paired(ours(results), (theirs or ours)(base))
 
 
-def class_accuracy(result, head):
-    """(C,): test accuracy in % of each class; nan for a class without test items."""
-    labels, predictions = np.array(result["test"]["labels"]), np.array(result["test"]["predictions"][head])
-    of_class = labels == np.arange(len(result["classes"]))[:, None]
-    with np.errstate(invalid="ignore"):
-        return 100 * (of_class & (predictions == labels)).sum(1) / of_class.sum(1)
-
-
+# ---- tables --------------------------------------------------------------------------------------
 def mean_std(values):
     """Mean, and the standard deviation over runs where there is more than one."""
     values = list(values)
     if not values:
         return ""
-    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+    std = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{std}"
 
 
-def signed(value):
-    return f"{round(value, 1) + 0.0:+.1f}".replace("-", "−")                 # + 0.0: no minus before a zero
+def signed(value, plus="+"):
+    return f"{round(value, 1) + 0.0:{plus}.1f}".replace("-", "−")    # + 0.0: no "−0.0"
 
 
-def points(mean, half):
-    """A mean difference and half of its interval in words: "+1.2 [+0.3, +2.1]"."""
-    return signed(mean) + ("" if half is None else f" [{signed(mean - half)}, {signed(mean + half)}]")
+def points(mean, half, plus="+"):
+    """A mean difference and its interval: "+1.2 [+0.3, +2.1]"; without a plus "1.2 [0.3, 2.1]"."""
+    if half is None:
+        return signed(mean, plus)
+    return f"{signed(mean, plus)} [{signed(mean - half, plus)}, {signed(mean + half, plus)}]"
 
 
-def compare(row, baseline, measure=accuracy):
-    """`paired` for a measure of two rows (results, head or modality). Raises ValueError where they cannot be compared."""
-    other = differing(next(iter(row[0].values())), next(iter(baseline[0].values())))
-    if other:
-        raise ValueError(f"another {', '.join(other)}")
-    return paired(measure(*row), measure(*baseline))
+def lines(rows):
+    """The lines of a table, (label, results, function like `answer`): each modality of the ensemble
+    alone, every row's answer, and its other heads of ours, which are controls."""
+    for row, results in rows.items():
+        some = next(iter(results.values()))
+        if row == ENSEMBLE:
+            for m in some["modality_heads"]:
+                yield f"{m} alone", results, own_head(m)
+        yield f"`{row}`", results, answer
+        for control in some["heads"]:
+            if control != some["answer"]:
+                yield f"`{row}`, {control}", results, head(control)
 
 
-def comparison(section, methods):
-    """The table of answers: accuracy under three rules, macro-F1, and the paired differences to both baselines."""
-    yield ("method", "n", "last", "best val", "best test", "macro-F1", "last − joint", "last − ensemble")
-    lines = rows(methods)
-    for label, (results, head) in lines.items():
-        cells = [f"`{label}`" if label in methods else label, str(len(results))]
-        cells += [mean_std(accuracy(results, head, rule).values()) for rule in ("last", "best_val", "best_test")]
-        cells.append(mean_std(100 * result["heads"][head]["last"]["macro_f1"] for result in results.values()))
-        for baseline in (JOINT, ENSEMBLE):
-            if label == baseline:
-                cells.append("")
-            elif baseline not in methods:
-                cells.append("not run")
-            else:
-                try:
-                    mean, half, n = compare((results, head), lines[baseline])
-                    cells.append(points(mean, half) + ("" if n == len(results) else f", n = {n}"))
-                except ValueError as why:
-                    warn(f"{label} on {' '.join(section)} is not paired with {baseline}: {why}")
-                    cells.append(str(why))
-        yield cells
+def modalities(rows):
+    """The modalities' names, in the dataset's order."""
+    results = [result for seeds in rows.values() for result in seeds.values()]
+    return list(dict.fromkeys(m for result in results for m in result["probes"]))
 
 
-def encoders(methods):
-    """The table of encoders: each modality's own head, where a method has one, and its probe."""
-    modalities = sorted({m for results in methods.values() for result in results.values() for m in result["probes"]})
-    yield ("method", "n", *(f"{m} {what}" for m in modalities for what in ("head", "probe")))
-    for method, results in methods.items():
-        row = [f"`{method}`", str(len(results))]
-        for m in modalities:
-            own = m in next(iter(results.values()))["heads"]
-            row += [mean_std(accuracy(results, m).values()) if own else "", mean_std(probes(results, m).values())]
-        yield row
+def markdown(header, body):
+    table = [header, ["---"] * len(header), *body]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n"
+                   for row in table)
 
 
-def markdown(runs):
-    """For each dataset and split the table of answers and the table of encoders."""
-    lines = [LEGEND, ""]
-    for section, methods in runs.items():
-        some = [result for results in methods.values() for result in results.values()]
-        counts = {f"{part} items": {result[f"n_{part}"] for result in some} for part in ("train", "val", "test")}
-        counts["epochs"] = {result["recipe"]["epochs"] for result in some}
-        counts = ", ".join(f"{' or '.join(map(str, sorted(values)))} {name}" for name, values in counts.items())
-        lines += [f"**{section[0]}, split `{section[1]}`**: {counts}", ""]
-        for table in (comparison(section, methods), encoders(methods)):
-            header, *body = table
-            lines += [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *body)] + [""]
-    return "\n".join(lines)
+def overview(runs):
+    """One table: a row a method, a column a dataset, the mean answer in each cell. Its first lines:
+    the first modality of each dataset alone, the second one alone, and so on."""
+    columns, labels = {}, {}        # {title: {line: cell}}, {line: what it is called}
+    for section, rows in runs.items():
+        n = Counter(map(len, rows.values())).most_common(1)[0][0]
+        column = columns[f"{section[0]}, {section[1]} (n = {n})"] = {}
+        for label, results, scores in lines(rows):
+            few = "" if len(results) == n else f" (n = {len(results)})"
+            column[label] = mean_std(accuracy(results, scores).values()) + few
+        for i, m in enumerate(modalities(rows)):
+            if f"{m} alone" in column:
+                column[i] = column[f"{m} alone"]
+                labels.setdefault(i, {})[m] = None
+    body = [(i, f"{' or '.join(labels[i])} alone") for i in sorted(labels)]
+    order = sorted({row for rows in runs.values() for row in rows}, key=position)
+    body += [(f"`{row}`", f"`{row}`") for row in order]
+    return markdown(["method", *columns], [
+        [label, *(column.get(line, "") for column in columns.values())] for line, label in body])
+
+
+def details(section, rows):
+    """A dataset's table: each answer under three rules, compared, and what the encoders learned."""
+    body = []
+    for label, results, scores in lines(rows):
+        cells = [label, str(len(results))]
+        cells += [mean_std(accuracy(results, scores, rule).values())
+                  for rule in ("last", "best_val", "best_test")]
+        cells.append(mean_std(accuracy(results, scores, measure="macro_f1").values()))
+        for base in (JOINT, ENSEMBLE):
+            if base not in rows or label == f"`{base}`":
+                cells.append("" if base in rows else "not run")
+                continue
+            try:
+                ours = functools.partial(accuracy, scores=scores)
+                mean, half, n = compare(results, rows[base], ours, accuracy)
+                cells.append(points(mean, half) + ("" if n == len(results) else f", n = {n}"))
+            except ValueError as why:
+                cells.append(str(why))
+        for m in modalities(rows):
+            cells.append(mean_std(probes(results, m).values()) if scores is answer else "")
+        body.append(cells)
+    return markdown(["method", "n", "last", "best val", "best test", "macro-F1", "last − joint",
+                     "last − ensemble", *(f"{m} probe" for m in modalities(rows))], body)
+
+
+# ---- words ---------------------------------------------------------------------------------------
+def cost_of_joint_training(rows):
+    """How much less each encoder has learned jointly than alone, by its probe: sentences."""
+    missing = " and no ".join(f"`{row}`" for row in (JOINT, ENSEMBLE) if row not in rows)
+    if missing:
+        return [f"What joint training costs an encoder is not known: there is no {missing}."]
+    costs, others = [], []
+    for m in modalities(rows):
+        probe = functools.partial(probes, modality=m)
+        try:
+            mean, half, n = compare(rows[ENSEMBLE], rows[JOINT], probe)
+        except ValueError as why:
+            others.append(f"What joint training costs the {m} encoder is not known: {why}.")
+            continue
+        cost = f"{points(mean, half, '-')} points"
+        if half is None:
+            others.append(f"The {m} encoder lost {cost} jointly: one seed, so this shows nothing.")
+        elif mean - half > 0:
+            costs.append((mean, f"Joint training costs the {m} encoder {cost}."))
+        elif mean + half < 0:
+            gain = points(-mean, half, '-')
+            others.append(f"Joint training teaches the {m} encoder {gain} points more.")
+        else:
+            others.append(f"No cost is shown for the {m} encoder: {cost}.")
+    return [said for _, said in sorted(costs, reverse=True)] + others
+
+
+def against_ensemble(rows):
+    """Which methods are shown to beat the ensemble of single modalities, and which to lose."""
+    if ENSEMBLE not in rows:
+        return f"Whether a method beats the ensemble is not known: there is no `{ENSEMBLE}`."
+    better, worse, level, apart = [], [], [], []
+    for row, results in rows.items():
+        if row == ENSEMBLE:
+            continue
+        try:
+            mean, half, n = compare(results, rows[ENSEMBLE])
+        except ValueError as why:
+            apart.append(f"`{row}` ({why})")
+            continue
+        if half is None:
+            apart.append(f"`{row}` (one seed in common)")
+        else:
+            group = better if mean - half > 0 else worse if mean + half < 0 else level
+            group.append(f"`{row}`" + ("" if group is level else f" {points(mean, half)}"))
+    said = [f"Shown to beat the ensemble: {', '.join(better)}" if better else
+            "No method is shown to beat the ensemble"]
+    groups = {"worse": worse, "not told apart from it": level, "not compared": apart}
+    said += [f"{what}: {', '.join(group)}" for what, group in groups.items() if group]
+    return "; ".join(said) + "."
+
+
+def words(section, rows):
+    """What a dataset's runs say, in one line."""
+    return " ".join([f"**{', '.join(section)}.**", *cost_of_joint_training(rows),
+                     against_ensemble(rows)])
+
+
+# ---- the picture ---------------------------------------------------------------------------------
+def picture(runs):
+    """An SVG, as bytes: test accuracy of four methods' answers beside each encoder's probe, mean
+    and standard deviation. Without a background and in a middle grey, for white and for black."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    grey, methods = "#7d8590", {JOINT: ("joint", "#d55e00"), ENSEMBLE: ("ensemble", "#999999"),
+                                "dimml": ("DI-MML", "#2b8cd6"), "udi": ("UDI", "#009e73")}
+    settings = {"svg.fonttype": "path", "svg.hashsalt": "nanoMML", "font.size": 9,
+                "axes.spines.top": False, "axes.spines.right": False}
+    settings |= {f"{what}.color": grey for what in ("text", "xtick", "ytick")}
+    settings |= {"axes.edgecolor": grey, "axes.labelcolor": grey}
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(9, 2.7), layout="constrained")
+        axes = figure.subplots(1, len(runs), squeeze=False)[0]
+        for ax, (section, rows) in zip(axes, runs.items()):
+            groups = {"answer": accuracy} | {
+                f"{m}\nencoder": lambda results, m=m: probes(results, m) for m in modalities(rows)}
+            for k, (row, (label, colour)) in enumerate(methods.items()):
+                for x, measure in enumerate(groups.values()):
+                    values = list(measure(rows.get(row, {})).values())
+                    if values:
+                        std = statistics.stdev(values) if len(values) > 1 else None
+                        ax.bar(x + 0.2 * (k - 1.5), statistics.mean(values), 0.18, yerr=std,
+                               color=colour, ecolor=grey, error_kw={"elinewidth": 0.8})
+            ax.set_xticks(range(len(groups)), groups)
+            ax.tick_params(axis="x", length=0)
+            ax.set(title=", ".join(section), ylim=(0, 100))
+        axes[0].set_ylabel("test accuracy, %")
+        handles = [matplotlib.patches.Patch(color=colour) for _, colour in methods.values()]
+        figure.legend(handles, [label for label, _ in methods.values()], loc="outside upper center",
+                      ncols=4, frameon=False)
+        file = io.BytesIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        return file.getvalue()
+
+
+def put_between(begin, end, text, page):
+    """Puts a text between two lines of a page, written whole. Raises DataError if the lines
+    do not stand there once each."""
+    old = page.read_text(encoding="utf-8")
+    if not (old.count(begin) == old.count(end) == 1 and old.index(begin) < old.index(end)):
+        raise DataError(f"{page}: it has not the two lines {begin} and {end} once each")
+    with whole_file(page) as file:
+        file.write(f"{old.split(begin)[0]}{begin}\n{text}{end}{old.split(end)[1]}".encode())
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser("python -m results.table", description="The comparison tables from results/runs/*.json.")
-    parser.add_argument("--readme", action="store_true", help="write them between the markers of README.md")
+    parser = argparse.ArgumentParser("python -m results.table", description="Tables of results.")
+    parser.add_argument("folders", nargs="*", metavar="DIR", help="(default: results/runs)")
+    parser.add_argument("--ablations", action="store_true", help="show them too")
+    parser.add_argument("--readme", action="store_true", help="write README.md's table")
     args = parser.parse_args(argv)
-    tables = markdown(load())
+    runs = load(*args.folders)
+    hidden = {row for rows in runs.values() for row in rows if is_ablation(row)}
+    if hidden and not args.ablations:
+        warn(f"ablations that are not shown without --ablations: {', '.join(sorted(hidden))}")
+        runs = {section: {row: rows[row] for row in rows if row not in hidden}
+                for section, rows in runs.items() if rows.keys() - hidden}
+    if not runs:
+        raise DataError(f"no runs to show in {', '.join(args.folders) or RUNS}")
     if args.readme:
-        before, rest = README.read_text().split(BEGIN)
-        README.write_text(f"{before}{BEGIN}\n{tables}{END}{rest.split(END)[1]}")
-    else:
-        print(tables)
+        drawn = picture(runs)
+        put_between(BEGIN, END, overview(runs), ROOT / "README.md")
+        with whole_file(ROOT / "docs/results.svg") as file:
+            file.write(drawn)
+        return
+    print(overview(runs))
+    print(LEGEND)
+    for section, rows in runs.items():
+        print(f"\n{words(section, rows)}\n\n{details(section, rows)}", end="")
 
 
 if __name__ == "__main__":
-    main()
+    with exit_codes("results.table"):
+        main()

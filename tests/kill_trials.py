@@ -27,8 +27,9 @@ from conftest import arrays  # noqa: E402
 
 from data import store  # noqa: E402
 
-RUNS = {"dimml": (dimml, ["--epochs", "3", "--warmup", "1", "--fusion-epochs", "2"]), "udi": (udi, ["--epochs", "2"]),
-        "joint_baseline": (joint_baseline, ["--epochs", "2"])}
+RUNS = {"dimml": (dimml, ["--epochs", "3", "--warmup", "1", "--fusion-epochs", "2"]),
+        "udi": (udi, ["--epochs", "2"]),
+        "joint_baseline": (joint_baseline, ["--epochs", "3", "--balance", "ogm_ge"])}
 
 
 def start(script, command):
@@ -40,6 +41,7 @@ def start(script, command):
         try:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 1)
+            os.dup2(null, 2)
             script.main(command)
             code = 0
         finally:

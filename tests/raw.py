@@ -44,6 +44,36 @@ def media(path, seconds=1.0, fps=25, size=(64, 48), video="mpeg4", audio=None, r
     return path
 
 
+def without_packets(path, start, stop, jitter=0.0):
+    """The same file without the sound's packets from `start` to `stop` seconds; the time stamps of
+    the others, but the first, are moved by up to `jitter` seconds."""
+    rng, out = np.random.default_rng(0), path.with_stem(f"{path.stem} thin")
+    with av.open(str(path)) as old, av.open(str(out), "w") as new:
+        streams = {stream: new.add_stream_from_template(stream) for stream in old.streams}
+        for packet in old.demux():
+            if packet.dts is None or (packet.stream.type == "audio"
+                                      and start <= packet.pts * packet.time_base < stop):
+                continue
+            if packet.pts > 0 and packet.stream.type == "audio":
+                packet.pts += round(rng.uniform(-jitter, jitter) / packet.time_base)
+                packet.dts = packet.pts
+            packet.stream = streams[packet.stream]
+            new.mux(packet)
+    return out
+
+
+def faststart(path):
+    """The same MP4 with its index in front of the pictures, as it comes from the web."""
+    fast = av.open(str(path.with_stem("fast")), "w", options={"movflags": "faststart"})
+    with av.open(str(path)) as old, fast as new:
+        streams = {stream: new.add_stream_from_template(stream) for stream in old.streams}
+        for packet in old.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream]
+                new.mux(packet)
+    return path.with_stem("fast")
+
+
 def wav(path, samples, rate, codec="pcm_s16le"):
     """(channels, L) float32 as WAV; codec pcm_s16le, pcm_s24le, pcm_f32le."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,17 +17,6 @@ from data.media import BadFile
 from data.prepare import Item
 
 
-def faststart(path):
-    """The same MP4 with its index in front of the pictures, as it comes from the web."""
-    with av.open(str(path)) as old, av.open(str(path.with_stem("fast")), "w", options={"movflags": "faststart"}) as new:
-        streams = {stream: new.add_stream_from_template(stream) for stream in old.streams}
-        for packet in old.demux():
-            if packet.dts is not None:
-                packet.stream = streams[packet.stream]
-                new.mux(packet)
-    return path.with_stem("fast")
-
-
 def jpeg_or_png(path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)).save(path)
     return path
@@ -36,7 +25,8 @@ def jpeg_or_png(path):
 CUT = {
     "flv": lambda p: raw.media(p / "a.flv", 2, video="flv1", audio="mp3", frames=raw.moving(50)),
     "mp4": lambda p: raw.media(p / "a.mp4", 2, audio="aac", frames=raw.moving(50)),
-    "mp4 from the web": lambda p: faststart(raw.media(p / "a.mp4", 2, audio="aac", frames=raw.moving(50))),
+    "mp4 from the web": lambda p: raw.faststart(
+        raw.media(p / "a.mp4", 2, audio="aac", frames=raw.moving(50))),
     "avi": lambda p: raw.media(p / "a.avi", 2, audio="mp3", frames=raw.moving(50)),
     "wav": lambda p: raw.wav(p / "a.wav", raw.tone(0.5, 16_000), 16_000),
     "jpg": lambda p: jpeg_or_png(p / "a.jpg"),
@@ -48,7 +38,8 @@ CUT = {
 def readers(path):
     """{what: (read it, whether what was read of a part is right, given what was read of the whole)}"""
     def begins(part, all_of_it):        # the resampler's filter sees the end 600 samples ahead at most
-        return len(part) <= len(all_of_it) and np.abs(part.astype(int) - all_of_it[:len(part)])[:-600].max(initial=0) <= 1
+        missing, off = len(all_of_it) - len(part), part.astype(int) - all_of_it[:len(part)]
+        return 0 <= missing < 16_000 * (media.CUT + 0.05) and np.abs(off)[:-600].max(initial=0) <= 1
 
     def among(part, all_of_it):
         return all((frame == all_of_it).all((1, 2, 3)).any() for frame in part)

@@ -1,5 +1,7 @@
 """Decoding: what comes out of real files, and what is said about files that cannot be used."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import raw
@@ -38,6 +40,132 @@ def test_the_event_is_what_is_read(tmp_path):
     assert len(event) == 32_000 and abs(pitch(event) - 900) < 2
     frames, _ = media.read_frames(path, media.within(4, 6, 4))
     assert np.abs(frames.mean((1, 2, 3)) - 250 * (np.array([4.25, 4.75, 5.25, 5.75]) / 9.9)).max() < 6
+
+
+def level(hertz, folder):
+    """The loudest from 4 to 8 kHz that resampling makes of a tone, in dB of its own level."""
+    sound = raw.tone(1, 44_100, hertz) + raw.tone(1, 44_100, 1000)       # one that is always there
+    path = raw.wav(folder / f"{hertz}.wav", sound, 44_100, "pcm_f32le")
+    spectrum = np.abs(np.fft.rfft(media.read_audio(path)[2000:10_000] * np.hanning(8000)))[2000:]
+    return 20 * np.log10(spectrum.max() / (0.3 * 32768 * 8000 / 4))
+
+
+def test_resampling_keeps_speech_and_folds_nothing_back(tmp_path):
+    assert abs(level(7000, tmp_path)) < 0.1 and abs(level(5000, tmp_path)) < 0.1
+    assert level(8100, tmp_path) < -60 and level(9000, tmp_path) < -60
+
+
+def test_greys_of_a_video_are_exact(tmp_path):
+    greys = np.array([16, 128, 235, 250], np.uint8)[:, None, None, None]
+    frames = greys * np.ones((1, 48, 64, 3), np.uint8)
+    path = raw.media(tmp_path / "a.mkv", fps=4, frames=frames, video="ffv1")     # lossless, yuv420p
+    frames, _ = media.read_frames(path, lambda times, end: [0, 1, 2, 3, 1], 32)
+    assert [np.unique(frame).tolist() for frame in frames] == [[16], [128], [235], [250], [128]]
+
+
+def test_colours_of_a_video_are_those_of_the_standard(tmp_path):
+    frames = np.ones((3, 48, 64, 3), np.uint8) * np.uint8([60, 90, 220])
+    path = raw.media(tmp_path / "a.mkv", fps=3, frames=frames, video="ffv1")
+    frame = media.decode_stream(path, "video", "picture")[1][1]
+    y, u, v = (plane.mean() for plane in np.split(frame.to_ndarray(), [48, 60]))
+    y, u, v = 1.164384 * (y - 16), u - 128, v - 128                                  # BT.601
+    right = [y + 1.596027 * v, y - 0.391762 * u - 0.812968 * v, y + 2.017232 * u]
+    for size in (None, 32):
+        assert np.abs(media.to_rgb(frame, size).mean((0, 1)) - right).max() < 0.8
+
+
+CONTAINERS = [("a.mp4", "mpeg4", "aac"), ("a.mkv", "mpeg4", "aac"), ("b.mkv", "mpeg4", "mp3"),
+              ("a.flv", "flv1", "mp3")]
+
+
+@pytest.mark.parametrize("name,video,audio", CONTAINERS)
+def test_sound_stands_at_its_time_behind_packets_that_are_missing(name, video, audio, tmp_path):
+    sound = np.concatenate([raw.tone(3, 44_100, 400), 0.2 * raw.tone(3, 44_100, 400)], 1)
+    path = raw.media(tmp_path / name, 6, video=video, audio=audio, sound=sound)
+    whole = media.read_audio(path).astype(int)
+    holed = media.read_audio(raw.without_packets(path, 1.0, 1.8)).astype(int)
+    assert abs(len(holed) - len(whole)) <= 16 and not holed[18_000:28_000].any()
+    loud = np.sqrt((holed[30_000:80_000].reshape(-1, 200) ** 2).mean(1)) > 3000
+    assert abs((loud.sum() * 200 + 30_000) / 16_000 - 3) < 0.05         # where it falls, at 3 s
+    with pytest.raises(BadFile, match=r"has only 4\.\d+ s of sound in the (5\.9|6\.0)"):
+        media.read_audio(raw.without_packets(path, 1.0, 2.1))
+
+
+def test_time_stamps_that_are_not_quite_right_leave_the_sound_whole(tmp_path):
+    path = raw.media(tmp_path / "a.flv", 4, video="flv1", audio="mp3")
+    shaken = media.read_audio(raw.without_packets(path, 9, 9, jitter=0.012))
+    np.testing.assert_array_equal(shaken, media.read_audio(path))
+
+
+def noise(std, channels=1):
+    return np.random.default_rng(0).normal(0, std, (channels, 16_000)).astype(np.float32)
+
+
+@pytest.mark.parametrize("sound,reason", [
+    (noise(0, 2), "is silent throughout"), (noise(1 / 32768), "is silent throughout"),
+    (0.2 + noise(1 / 32768), "is silent throughout"),
+    (noise(0.1) * [[1], [-1]], "cancel each other"),
+    (np.concatenate([noise(0.1), noise(0)], 1), "is silent from 1 to 2 s"),
+    (noise(30), "far beyond full scale"), (noise(np.nan), "not finite"),
+])
+def test_a_sound_without_sound_is_named(sound, reason, tmp_path):
+    path = raw.wav(tmp_path / "a.wav", sound.astype(np.float32), 16_000, "pcm_f32le")
+    with pytest.raises(BadFile, match=reason):
+        media.read_audio(path, *((1, 2) if "from" in reason else ()))
+
+
+def test_a_low_voice_on_one_channel_is_a_sound(tmp_path):
+    path = raw.wav(tmp_path / "a.wav", noise(1e-3) * np.float32([[1], [0]]), 16_000,
+                   "pcm_f32le")
+    assert 14 < media.read_audio(path).std() < 18
+
+
+READ = {"a.wav": media.read_audio,
+        "a.avi": lambda path: media.read_frames(path, media.evenly(4))[0]}
+
+
+@pytest.mark.parametrize("riff,data", [("+8", None), (0x7FFFFFFF, 0x7FFFFFFF), (0, 0),
+                                       (0x7FFFF024, 0x7FFFF000), (0xFFFFFFFF, 0xFFFFFFFF)])
+@pytest.mark.parametrize("name", READ)
+def test_a_riff_is_judged_by_what_is_there(riff, data, name, tmp_path):
+    if name == "a.wav":
+        path, at = raw.wav(tmp_path / name, raw.tone(2, 16_000), 16_000), b"data"
+    else:
+        path, at = raw.media(tmp_path / name, 3), b"movi"
+    read = READ[name]
+    whole, right = path.read_bytes(), read(path)
+    changed = bytearray(whole)
+    changed[4:8] = (len(whole) if riff == "+8" else riff).to_bytes(4, "little")
+    if data is not None:
+        size = whole.index(at) + (4 if at == b"data" else -4)
+        changed[size:size + 4] = data.to_bytes(4, "little")
+    path.write_bytes(changed)
+    np.testing.assert_array_equal(read(path), right)
+    if data is None:                    # cut, its end is still known
+        for share in (0.5, 0.9, 0.001):
+            path.write_bytes(changed[:int(share * len(changed))])
+            with pytest.raises(BadFile, match="is cut off"):
+                read(path)
+
+
+@pytest.mark.parametrize("name,video,audio", [*CONTAINERS, ("a.avi", "mpeg4", "mp3")])
+def test_a_file_that_lacks_its_last_tenth_is_named(name, video, audio, tmp_path):
+    path = raw.media(tmp_path / name, 5, video=video, audio=audio, frames=raw.moving(125, step=1))
+    if name == "a.mp4":
+        path = raw.faststart(path)
+    cut(path, 0.9)
+    for read in (media.read_audio, lambda path: media.read_frames(path, media.evenly(3))):
+        with pytest.raises(BadFile, match="is cut off"):
+            read(path)
+
+
+def test_a_file_that_lasts_too_long_is_named(tmp_path):
+    path = raw.media(tmp_path / "a.mp4", 4, audio="aac")
+    assert len(media.read_audio(path, longest=5)) > 60_000
+    for read in (lambda: media.read_audio(path, longest=3),
+                 lambda: media.read_frames(path, media.evenly(3), longest=3)):
+        with pytest.raises(BadFile, match="lasts longer than 3 s"):
+            read()
 
 
 def test_fit_length_repeats():

@@ -1,7 +1,9 @@
 """From raw files to prepared folders: each dataset in each of its layouts, its splits, and everything that goes wrong."""
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +18,8 @@ from conftest import REAL
 
 import joint_baseline
 from data import DataError, ave, avmnist, cremad, info, modelnet40, open_dataset, prepare, store, ucf101
+from data.media import BadFile
+from data.prepare import Item
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,7 +58,7 @@ def test_cremad(tmp_path, monkeypatch, capsys):
     assert "  test: 1005" in printed
     from PIL import Image
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (5 * 128, 8 * 144 + 16) and len(sheet.getcolors(99_999)) > 50
+        assert sheet.size == (5 * 128, 8 * 146 + 18) and len(sheet.getcolors(99_999)) > 50
 
 
 def test_cremad_without_lists_makes_the_clean_split_alone_and_says_so(tmp_path, monkeypatch, capsys):
@@ -256,7 +260,8 @@ def test_a_missing_file_is_left_out_with_skip_bad(tmp_path, monkeypatch):
     raw.media(tmp_path / "raw/AVE/video_2.mp4", 4, fps=5, audio="aac")
     run("ave", tmp_path, "--skip-bad")
     skipped = json.loads((tmp_path / "out/ave/meta.json").read_text())["skipped"]
-    assert [reason.split(": ")[1] for reason in skipped.values()] == ["is missing", "ends after 4.0 s, its event lasts from 2 to 8 s"]
+    assert [reason.split(": ")[1] for reason in skipped.values()] == [
+        "is missing", "has only 2.000 s of picture in the 6.000 s from 2 s on"]
 
 
 def digests(folder):
@@ -321,17 +326,223 @@ def test_other_options_do_not_delete_what_is_begun(tmp_path, monkeypatch, capsys
     assert "was begun with other files or options" in capsys.readouterr().err
 
 
-def test_ucf101_with_either_spelling_of_handstand_pushups(tmp_path):
-    for there, asked in (("HandStandPushups", "HandstandPushups"), ("HandstandPushups", "HandStandPushups")):
-        (tmp_path / f"v_{there}_g01_c01.avi").touch()
-        assert ucf101.spelled(tmp_path / f"v_{asked}_g01_c01.avi") == str(tmp_path / f"v_{there}_g01_c01.avi")
-        (tmp_path / f"v_{there}_g01_c01.avi").unlink()
-
 
 @pytest.mark.parametrize("flags,message", [(["--limit", "0"], "--limit cannot be 0"), (["--flow", "dis"], "--flow is for ucf101")])
 def test_flags_that_make_no_sense(flags, message, tmp_path, capsys):
     run("modelnet40", tmp_path, *flags, code=2)
     assert message in capsys.readouterr().err
+
+
+def clip_folder(folder, names, value=lambda n: n, suffix="jpg"):
+    """Pictures of one grey each, which tells the number in their name: {format: (first, last)}."""
+    from PIL import Image
+    folder.mkdir(parents=True, exist_ok=True)
+    for form, (first, last) in names.items():
+        for n in range(first, last + 1):
+            grey = value(n) + (100 if "x" in form else 0)
+            Image.new("L", (34, 26), grey).save(folder / f"{form.format(n)}.{suffix}", quality=95)
+
+
+def leave_system_files(folder):
+    for name in ("._frame1.jpg", "._frame000001.JPG", ".DS_Store", "Thumbs.db", "desktop.ini",
+                 "__MACOSX/frame2.jpg", "._1001_IEO_NEU_XX.wav", "._1001_IEO_NEU_XX.flv",
+                 "._video_0.mp4", "._v_Biking_g01_c01.avi"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"\0\5\x16\7")
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "JPG", "png"])
+def test_pictures_are_taken_by_their_numbers(suffix, tmp_path):
+    frames, u, v = (tmp_path / name for name in ("frames", "u", "v"))
+    clip_folder(frames, {"frame{}": (1, 120)}, suffix=suffix)
+    clip_folder(u, {"frame{}": (1, 119)}, suffix=suffix)
+    clip_folder(v, {"frame{}": (1, 119)}, lambda n: n + 100, suffix=suffix)
+    for folder in (frames, u, v):
+        leave_system_files(folder)
+    rgb, flow, size = ucf101.from_pictures(Item("a", 0, "g", [str(f) for f in (frames, u, v)]))
+    assert abs(rgb.mean() - 61) < 1 and size == (26, 34)
+    assert np.abs(flow.mean((2, 3)) - np.arange(56, 66)[:, None] - [0, 100]).max() < 1.5
+
+
+def test_frames_and_flow_in_one_folder(tmp_path):
+    clip_folder(tmp_path / "a", {"img_{:05d}": (1, 40), "flow_y_{:05d}": (1, 39),
+                                 "flow_x_{:05d}": (1, 39)})
+    rgb, flow, _ = ucf101.from_pictures(Item("a", 0, "g", [str(tmp_path / "a")] * 2))
+    assert abs(rgb.mean() - 21) < 1
+    assert np.abs(flow.mean((2, 3)) - np.arange(16, 26)[:, None] - [100, 0]).max() < 1.5
+
+
+@pytest.mark.parametrize("change,reason", [
+    (lambda f, u, v: [(f / f"frame{n}.jpg").unlink() for n in range(31, 121)],
+     "u: holds flow of 119 frames, .*frames 30 frames: one of them is not complete"),
+    (lambda f, u, v: (f / "frame77.jpg").unlink(), "frames: holds 119 pictures frame.*number 77"),
+    (lambda f, u, v: [(f / f"frame{n}.jpg").unlink() for n in range(1, 31)], "none with number 1"),
+    (lambda f, u, v: (u / "frame119.jpg").rename(u / "frame0.jpg"),
+     "119 pictures of u and 119 of v: number 0 has but one"),
+    (lambda f, u, v: (u / "frame119.jpg").unlink(),
+     "118 pictures of u and 119 of v: number 119 has but one"),
+    (lambda f, u, v: (f / "frame0077.jpg").write_bytes(b""), "frame0077.jpg and frame77.jpg"),
+    (lambda f, u, v: (f / "frame7.png").write_bytes(b""), "twice: frame7.jpg and frame7.png"),
+    (lambda f, u, v: (f / "cover.jpg").write_bytes(b""), "a picture without a number, cover.jpg"),
+    (lambda f, u, v: (f / "thumb1.jpg").write_bytes(b""), "it holds 120 frame.*, 1 thumb"),
+    (lambda f, u, v: shutil.rmtree(v), "v: is missing"),
+    (lambda f, u, v: [path.unlink() for path in f.iterdir()], "frames: holds no pictures"),
+])
+def test_a_clip_of_pictures_that_is_not_whole_is_named(change, reason, tmp_path):
+    folders = [tmp_path / name for name in ("frames", "u", "v")]
+    for folder, last in zip(folders, (120, 119, 119)):
+        clip_folder(folder, {"frame{}": (1, last)})
+    change(*folders)
+    with pytest.raises(BadFile, match=reason):
+        ucf101.from_pictures(Item("a", 0, "g", [str(folder) for folder in folders]))
+
+
+def test_sound_and_picture_of_a_cremad_clip_are_compared(tmp_path):
+    wav = raw.wav(tmp_path / "a.wav", raw.tone(1.2, 16_000), 16_000)
+    for seconds, reason in ((1.0, None), (4.0, "lasts 4.0 s, its sound .*a.wav 1.2 s"),
+                            (61, "a.flv: lasts longer than 10 s")):
+        flv = raw.media(tmp_path / "a.flv", seconds, fps=10, video="flv1")
+        with contextlib.nullcontext() if reason is None else pytest.raises(BadFile, match=reason):
+            cremad.decode(Item("a", 0, "g", [str(wav), str(flv)]), {})
+    long = raw.wav(tmp_path / "long.wav", raw.tone(61, 16_000), 16_000)
+    with pytest.raises(BadFile, match="long.wav: lasts longer than 10 s"):
+        cremad.decode(Item("a", 0, "g", [str(long), str(flv)]), {})
+
+
+@pytest.mark.parametrize("seconds,sound,event,reason", [
+    (10, 0.5, (0, 10), r"has only 0\.\d+ s of sound in the 10.000 s from 0 s on"),
+    (10, 9.5, (9, 10), "s of sound in the 1.000 s from 9 s on"), (10, 9.9, (8, 10), None),
+    (9.9, 10, (8, 10), None),
+    (8, 10, (6, 10), "has only 2.000 s of picture in the 4.000 s from 6 s on"),
+    (40, 40, (0, 10), "lasts longer than 12 s"), (11.1, 11.1, (0, 10), None),
+])
+def test_an_event_has_its_sound_and_its_picture(seconds, sound, event, reason, tmp_path):
+    path = raw.media(tmp_path / "a.mp4", seconds, 10, audio="aac", sound=raw.tone(sound, 44_100))
+    item = Item("a", 0, "a", [str(path)], {"start": event[0], "stop": event[1]})
+    with contextlib.nullcontext() if reason is None else pytest.raises(BadFile, match=reason):
+        ave.decode(item, {})
+
+
+@pytest.mark.parametrize("module,make", [(cremad, raw.cremad), (ave, raw.ave),
+                                         (ucf101, raw.ucf_pictures)])
+def test_what_other_systems_leave_behind_is_no_data(module, make, tmp_path):
+    make(tmp_path)
+    before = module.index(tmp_path, {"flow": "tvl1"})
+    for folder in [path for path in tmp_path.rglob("*") if path.is_dir()] + [tmp_path]:
+        leave_system_files(folder)
+    assert module.index(tmp_path, {"flow": "tvl1"}) == before
+
+
+def rewrite(path, change=lambda text: text, encoding="utf-8"):
+    path.write_bytes(change(path.read_text(encoding="utf-8")).encode(encoding))
+
+
+@pytest.mark.parametrize("change", [
+    lambda f: rewrite(f, lambda text: "id,emotion\n" + text),
+    lambda f: rewrite(f, lambda text: text.replace(",", ";").replace("\n", "\r\n")),
+    lambda f: rewrite(f, lambda text: '"File"\n' + re.sub(r"(\w+),(\w+)", r'"\1", "\2"', text)),
+    lambda f: rewrite(f, encoding="utf-16"), lambda f: rewrite(f, encoding="utf-8-sig"),
+    lambda f: rewrite(f, lambda text: re.sub(r"(\w+),(\w+)", r"AudioWAV/\1.wav,\2", text)),
+])
+def test_lists_as_spreadsheets_and_other_systems_write_them(change, tmp_path):
+    raw.cremad(tmp_path, actors=(1001, 1005))
+    before = cremad.index(tmp_path, {}).splits
+    change(tmp_path / "train.csv")
+    assert cremad.index(tmp_path, {}).splits == before
+
+
+def test_lists_of_ave_and_ucf101_in_other_spellings(tmp_path):
+    raw.ave(tmp_path / "ave", n=4)
+    raw.ucf_pictures(tmp_path / "ucf")
+    before = ave.index(tmp_path / "ave", {}), ucf101.index(tmp_path / "ucf", {"flow": "tvl1"})
+    rewrite(tmp_path / "ave/trainSet.txt", lambda text: text.replace("&", ";"), "utf-16")
+    rewrite(tmp_path / "ave/testSet.txt", lambda text: re.sub("([^&\n]+)", r'"\1"', text))
+    lists = tmp_path / "ucf/ucfTrainTestlist"
+    rewrite(lists / "trainlist01.txt", lambda text: "path label\n" + text.replace(" ", ";"))
+    rewrite(lists / "classInd.txt", lambda text: text.replace(" ", ","), "utf-16")
+    after = ave.index(tmp_path / "ave", {}), ucf101.index(tmp_path / "ucf", {"flow": "tvl1"})
+    assert after == before
+
+
+def one_deeper(root, name):
+    (root / name).rename(root / "moved")
+    (root / name).mkdir()
+    (root / "moved").rename(root / name / name)
+
+
+def each(root, pattern, name):
+    for path in sorted(root.glob(pattern)):
+        path.rename(name(path))
+
+
+@pytest.mark.parametrize("make,change", [
+    (raw.cremad, lambda r: one_deeper(r, "AudioWAV")),
+    (raw.cremad, lambda r: (r / "AudioWAV").rename(r / "audiowav")),
+    (raw.cremad, lambda r: each(r, "AudioWAV/*", lambda p: p.with_suffix(".WAV"))),
+    (raw.ave, lambda r: one_deeper(r, "AVE")),
+    (raw.ave, lambda r: (r / "AVE").rename(r / "videos")),
+    (raw.ave, lambda r: each(r, "AVE/*", lambda p: p.with_suffix(".MP4"))),
+    (raw.ucf_videos, lambda r: one_deeper(r, "UCF-101")),
+    (raw.ucf_videos, lambda r: (r / "UCF-101").rename(r / "UCF101")),
+    (raw.ucf_videos, lambda r: each(r, "UCF-101/*/*", lambda p: p.with_suffix(".AVI"))),
+    (raw.ucf_videos, lambda r: each(r, "UCF-101/*", lambda p: p.with_name(p.name.lower()))),
+    (raw.ucf_videos, lambda r: one_deeper(r, "ucfTrainTestlist")),
+    (raw.ucf_pictures, lambda r: (one_deeper(r, "jpegs_256"), one_deeper(r, "tvl1_flow"))),
+])
+def test_layouts_that_occur(make, change, tmp_path, monkeypatch):
+    monkeypatch.setattr(ucf101, "check_flow", lambda method: None)
+    module = {"cremad": cremad, "ave": ave}.get(make.__name__, ucf101)
+    make(tmp_path)
+    before = module.index(tmp_path, {"flow": "tvl1"})
+    change(tmp_path)
+    after = module.index(tmp_path, {"flow": "tvl1"})
+    assert [item.id for item in after.items] == [item.id for item in before.items]
+    assert all(os.path.exists(path) for item in after.items for path in item.files)
+    assert after.splits == before.splits
+
+
+def test_a_layout_with_two_meanings_is_said(tmp_path, capsys):
+    raw.cremad(tmp_path / "raw", actors=(1001,))
+    shutil.copytree(tmp_path / "raw/AudioWAV", tmp_path / "raw/AudioWAV/AudioWAV")
+    run("cremad", tmp_path, code=2)
+    error = capsys.readouterr().err
+    assert "AudioWAV/1001_IEO_ANG_XX.wav and " in error
+    assert "AudioWAV/AudioWAV/1001_IEO_ANG_XX.wav have one name" in error
+    shutil.rmtree(tmp_path / "raw/AudioWAV")
+    run("cremad", tmp_path, code=2)
+    error = capsys.readouterr().err
+    assert "holds none of the folders AudioWAV" in error and "it holds VideoFlash" in error
+    shutil.copytree(tmp_path / "raw/VideoFlash", tmp_path / "raw/a/AudioWAV")
+    shutil.copytree(tmp_path / "raw/VideoFlash", tmp_path / "raw/b/AudioWAV")
+    run("cremad", tmp_path, code=2)
+    assert "raw/a/AudioWAV and " in capsys.readouterr().err
+
+
+def test_skip_bad_accounts_for_every_item(tmp_path, monkeypatch, capsys):
+    ids = raw.cremad(tmp_path / "raw")
+    monkeypatch.setattr(cremad, "EXPECTED", {"official": (18, 0, 6), "clean": (12, 6, 6)})
+    raw.wav(tmp_path / f"raw/AudioWAV/{ids[1]}.wav", 0 * raw.tone(1, 16_000), 16_000)
+    for file in (f"AudioWAV/{ids[2]}.wav", f"VideoFlash/{ids[2]}.flv"):
+        (tmp_path / "raw" / file).unlink()
+    run("cremad", tmp_path, "--skip-bad")
+    assert f"left out: {ids[1]}, {ids[2]}\n" in capsys.readouterr().out
+    meta = json.loads((tmp_path / "out/cremad/meta.json").read_text())
+    assert sorted(meta["skipped"]) == ids[1:3]
+    assert meta["expected"]["official"] == {"train": 18, "val": 0, "test": 6}
+    assert meta["splits"]["official"] == {"train": 16, "val": 0, "test": 6}
+    assert meta["thresholds"]["QUIET"] == 2e-4 and meta["thresholds"]["APART"] == 0.5
+    shutil.rmtree(tmp_path / "out")
+    rewrite(tmp_path / "raw/train.csv", lambda text: re.sub(rf"{ids[2]},\w+\n", "", text))
+    run("cremad", tmp_path, "--skip-bad", code=2)
+    assert "has 18 train, 0 val and 6 test items, here are 17, 0 and 6" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "raw/test.csv").unlink()
+    run("cremad", tmp_path, "--skip-bad", code=2)                               # the split `clean`
+    assert "here are 11, 6 and 6" in capsys.readouterr().err
+    (tmp_path / "raw/SentenceFilenames.csv").write_text(
+        '"Stimulus_Number","Filename"\n' + "".join(f'{n},"{name}"\n' for n, name in enumerate(ids)))
+    run("cremad", tmp_path, "--skip-bad")                                       # now it is known
+    assert f"left out: {ids[1]}, {ids[2]}\n" in capsys.readouterr().out
 
 
 real = pytest.mark.skipif(not REAL.is_dir(), reason="the real samples are not here")

@@ -1,45 +1,66 @@
-"""The tables and the report: numbers worked out by hand, and runs that must not be averaged in silence."""
+"""The tables and the report: numbers worked out by hand, and files that must not be averaged."""
 
-import itertools
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import scipy.stats
-from conftest import ledger, quotes
 
+from data import DataError
 from results import table
 
 ROOT = Path(__file__).parent.parent
 
 
+def rules(percent):
+    score = {"accuracy": percent / 100, "macro_f1": percent / 100}
+    return {"last": score, "best_val": score, "best_test": score}
+
+
 @pytest.fixture
 def write(tmp_path):
-    """write(method, variant, seed, accuracy in %, ...) puts a run file into tmp_path and returns its name."""
-    def write(method, variant, seed, percent, recipe=None, name=None, **changed):
-        score = {"accuracy": percent / 100, "macro_f1": percent / 100}
+    """write(row, seed, answer in %, probes in % by modality, ...) puts a result into tmp_path and
+    returns its name."""
+    def write(row, seed, percent, probes=None, name=None, heads=(), alone=None, **changed):
+        method, _, variant = row.partition(".")
+        said = {"predictions": [0, 1, 0, 1], "confidence": [0.9, 0.8, 0.7, 0.6]}
+        heads = {"fused": percent, **dict(heads)}
         result = {
-            "schema": 1, "method": method, "variant": variant, "dataset": "toy", "split": "official", "seed": seed, "val": 0.1,
-            "amp": "float32", "recipe": recipe or {"epochs": 20, "lr": 0.1}, "data": {"label.npy": "abc"},
-            "n_train": 10, "n_val": 2, "n_test": 4, "classes": ["a", "b"], "probes": {"audio": percent / 100},
-            "heads": {"fused": {"last": score, "best_val": score, "best_test": score}}, **changed}
-        name = name or f"{method}.{variant}-seed{seed}.json"
-        (tmp_path / name).write_text(json.dumps(result))
+            "schema": 2, "method": method, "variant": variant, "dataset": "toy",
+            "split": "official", "seed": seed, "val": 0.1, "amp": "auto", "precision": "float32",
+            "recipe": {"epochs": 20, "lr": 0.1}, "data": {"label.npy": "abc"}, "answer": "fused",
+            "command": [f"{method}.py"], "commit": None, "versions": {}, "device": "cpu",
+            "seconds": 1.0, "n_train": 10, "n_val": 2, "n_test": 4, "classes": ["a", "b"],
+            "heads": {head: rules(accuracy) for head, accuracy in heads.items()},
+            "modality_heads": {m: rules(accuracy) for m, accuracy in (alone or {}).items()},
+            "probes": {m: p and p / 100 for m, p in (probes or {"audio": percent}).items()},
+            "probe_failures": {}, "epochs": [],
+            "test": {"labels": [0, 1, 1, 1], "heads": {head: said for head in heads},
+                     "modality_heads": {m: said for m in alone or {}}}, **changed}
+        name = name or f"{row}-toy-official-seed{seed}.json"
+        (tmp_path / name).write_text(json.dumps(result), encoding="utf-8")
         return name
     return write
 
 
-def cells(markdown, row):
-    line, = [line for line in markdown.split("\n\n")[2].splitlines() if line.startswith(f"| `{row}`")]
-    return [cell.strip() for cell in line.split("|")[1:-1]]
+def cells(markdown, label):
+    """The cells of the one line of a table that begins with a label."""
+    line, = [line for line in markdown.splitlines() if line.startswith(f"| {label} |")]
+    return [cell.strip() for cell in line.split("|")[2:-1]]
 
 
+TOY = "toy", "official"
+
+
+# ---- numbers -------------------------------------------------------------------------------------
 def test_paired_interval_is_scipys():
-    ours, theirs = {0: 91.0, 1: 94.5, 2: 93.0, 3: 90.0, 7: 12.0}, {0: 90.0, 1: 92.0, 2: 93.5, 3: 87.0, 8: 99.0}
+    ours, theirs = {0: 91.0, 1: 94.5, 2: 93.0, 7: 12.0}, {0: 90.0, 1: 92.0, 2: 93.5, 8: 99.0}
     mean, half, n = table.paired(ours, theirs)
-    expected = scipy.stats.ttest_rel([91.0, 94.5, 93.0, 90.0], [90.0, 92.0, 93.5, 87.0]).confidence_interval(0.95)
-    assert n == 4 and (mean - half, mean + half) == pytest.approx((expected.low, expected.high))
+    expected = scipy.stats.ttest_rel([91, 94.5, 93], [90, 92, 93.5]).confidence_interval(0.95)
+    assert n == 3 and (mean - half, mean + half) == pytest.approx((expected.low, expected.high))
     assert table.paired({0: 3.0}, {0: 1.0}) == (2.0, None, 1)
     with pytest.raises(ValueError, match="no seed in common"):
         table.paired({0: 3.0}, {1: 1.0})
@@ -47,146 +68,257 @@ def test_paired_interval_is_scipys():
 
 def test_a_row_by_hand(write, tmp_path, capsys):
     for seed, joint, ours in ((0, 90, 91), (1, 80, 82), (2, 70, 73)):
-        write("joint_baseline", "concat", seed, joint)
-        write("dimml", "", seed, ours)
-    write("dimml", "", 3, 94)
-    write("udi", "", 0, 50)
-    markdown = table.markdown(table.load(tmp_path))
-    # accuracy 91 82 73 94: mean 85, squares of the deviations 36 + 9 + 144 + 81 = 270, std sqrt(270 / 3) = 9.49
-    # differences 1 2 3: mean 2, std 1, t(0.975, 2) = 4.3027, half an interval 4.3027 / sqrt(3) = 2.484
-    assert cells(markdown, "dimml") == ["`dimml`", "4", *["85.0 ± 9.5"] * 4, "+2.0 [−0.5, +4.5], n = 3", "not run"]
-    assert cells(markdown, "joint_baseline.concat")[-2:] == ["", "not run"]
-    assert cells(markdown, "udi") == ["`udi`", "1", *["50.0"] * 4, "−40.0", "not run"]       # one run: no std, no interval
+        write("joint_baseline.concat", seed, joint)
+        write("dimml", seed, ours, heads={"own": 60 + seed})
+    write("dimml", 3, 94, heads={"own": 63})
+    write("udi", 0, 50)
+    runs = table.load(tmp_path)
+    details = table.details(TOY, runs[TOY])
+    # accuracy 91 82 73 94: mean 85, squares of the deviations 36 + 9 + 144 + 81 = 270,
+    # std sqrt(270 / 3) = 9.49; differences 1 2 3: mean 2, std 1, half an interval
+    # t(0.975, 2) / sqrt(3) = 4.3027 / 1.732 = 2.484
+    assert cells(details, "`dimml`") == ["4", *["85.0 ± 9.5"] * 4, "+2.0 [−0.5, +4.5], n = 3",
+                                         "not run", "85.0 ± 9.5"]
+    assert cells(details, "`dimml`, own")[:2] == ["4", "61.5 ± 1.3"]
+    assert cells(details, "`joint_baseline.concat`")[-3:-1] == ["", "not run"]
+    assert cells(details, "`udi`")[:2] == ["1", "50.0"]              # one run: no std, no interval
+    assert cells(details, "`udi`")[-3] == "−40.0"
     assert capsys.readouterr().err == ""
 
 
-def test_the_ensemble_shows_each_modality_alone(write, tmp_path):
-    accuracies = {"audio": 0.6, "image": 0.7, "fused": 0.8}
-    write("joint_baseline", "ensemble", 0, 0,
-          heads={head: {"last": {"accuracy": accuracy, "macro_f1": 0.5}} for head, accuracy in accuracies.items()})
-    rows = table.rows(table.load(tmp_path)["toy", "official"])
-    assert {label: table.accuracy(*row) for label, row in rows.items()} == {
-        "audio alone": {0: 60.0}, "image alone": {0: 70.0}, "joint_baseline.ensemble": {0: 80.0}}
-    assert table.accuracy(*rows["audio alone"], rule="best_val") == {}       # as with --val 0
+def test_the_overview_has_a_row_a_method_and_a_column_a_dataset(write, tmp_path):
+    sets = {"toy": ["audio", "image"], "lips": ["audio", "lips"],
+            "clips": ["audio", "flow", "text"]}
+    for dataset, names in sets.items():
+        for seed in (0, 1):
+            alone = {m: 60 + 10 * i + seed * (i == 0) for i, m in enumerate(names)}
+            write("joint_baseline.ensemble", seed, 90, alone=alone, probes=alone,
+                  name=f"{dataset}{seed}.json", dataset=dataset)
+    write("dimml", 0, 95)
+    write("mine.bold", 0, 85)
+    overview = table.overview(table.load(tmp_path))
+    header, _, *body = [[cell.strip() for cell in line.split("|")[1:-1]]
+                        for line in overview.splitlines()]
+    assert header == ["method", *(f"{name}, official (n = {n})" for name, n in
+                                  (("clips", 2), ("lips", 2), ("toy", 1)))]
+    assert body == [
+        ["audio alone", "60.5 ± 0.7", "60.5 ± 0.7", "60.5 ± 0.7 (n = 2)"],
+        ["flow or lips or image alone", "70.0 ± 0.0", "70.0 ± 0.0", "70.0 ± 0.0 (n = 2)"],
+        ["text alone", "80.0 ± 0.0", "", ""],
+        ["`joint_baseline.ensemble`", "90.0 ± 0.0", "90.0 ± 0.0", "90.0 ± 0.0 (n = 2)"],
+        ["`dimml`", "", "", "95.0"], ["`mine.bold`", "", "", "85.0"]]
 
 
-def test_what_is_no_run_is_named_and_left_out(write, tmp_path, capsys):
-    write("dimml", "", 0, 80)
-    write("dimml", "", 1, 10, schema=2)
-    whole = (tmp_path / write("dimml", "", 2, 10, name="cut.json")).read_text()
-    (tmp_path / "cut.json").write_text(whole[:len(whole) // 2])
-    (tmp_path / "list.json").write_text("[1, 2]")
-    markdown = table.markdown(table.load(tmp_path))
-    assert cells(markdown, "dimml")[1:3] == ["1", "80.0"]
-    cut, schema, no_run = capsys.readouterr().err.splitlines()
-    assert cut.startswith("results.table: cut.json is left out: not a whole JSON file")
-    assert schema == "results.table: dimml.-seed1.json is left out: its schema is 2, not 1"
-    assert no_run == "results.table: list.json is left out: its schema is None, not 1"
+# ---- words ---------------------------------------------------------------------------------------
+def test_words_by_hand(write, tmp_path):
+    """Costs of 34 33 35 points: mean 34, std 1, half an interval 2.48; of 1 -1 0: none is shown."""
+    for seed, image, audio in ((0, 34, 1), (1, 33, -1), (2, 35, 0)):
+        write("joint_baseline.ensemble", seed, 90, {"audio": 70, "image": 80},
+              alone={"audio": 70, "image": 80})
+        write("joint_baseline.concat", seed, 85 + seed, {"audio": 70 - audio, "image": 80 - image})
+        write("dimml", seed, 93 + seed / 10, {"audio": 70, "image": 80})
+        write("udi", seed, 89 + seed, {"audio": 70, "image": 80})
+    write("mine", 0, 99)
+    words = table.words(TOY, table.load(tmp_path)[TOY])
+    assert words == (
+        "**toy, official.** Joint training costs the image encoder 34.0 [31.5, 36.5] points. "
+        "No cost is shown for the audio encoder: 0.0 [−2.5, 2.5] points. "
+        "Shown to beat the ensemble: `dimml` +3.1 [+2.9, +3.3]; "
+        "worse: `joint_baseline.concat` −4.0 [−6.5, −1.5]; not told apart from it: `udi`; "
+        "not compared: `mine` (one seed in common).")
+
+
+def test_words_where_joint_training_helps_or_a_probe_is_missing(write, tmp_path):
+    for seed in (0, 1):
+        write("joint_baseline.ensemble", seed, 90, {"audio": 70 + seed, "image": None})
+        write("joint_baseline.concat", seed, 90, {"audio": 75 + seed, "image": 50})
+    words = table.words(TOY, table.load(tmp_path)[TOY])
+    assert "Joint training teaches the audio encoder 5.0 [5.0, 5.0] points more." in words
+    assert "What joint training costs the image encoder is not known: no seed in common." in words
+    assert "No method is shown to beat the ensemble; not told apart" in words
+
+
+def test_words_of_one_seed_claim_nothing(write, tmp_path):
+    write("joint_baseline.ensemble", 0, 90)
+    write("joint_baseline.concat", 0, 80)
+    words = table.words(TOY, table.load(tmp_path)[TOY])
+    assert "The audio encoder lost 10.0 points jointly: one seed, so this shows nothing." in words
+    assert "No method is shown to beat the ensemble; not compared: `joint_baseline.concat`" in words
+
+
+def test_words_say_which_baseline_is_missing(write, tmp_path):
+    write("dimml", 0, 90)
+    words = table.words(TOY, table.load(tmp_path)[TOY])
+    assert "there is no `joint_baseline.concat` and no `joint_baseline.ensemble`." in words
+    assert words.endswith("beats the ensemble is not known: there is no `joint_baseline.ensemble`.")
+
+
+# ---- anybody's folder ----------------------------------------------------------------------------
+def without(result, *path):
+    for key in path[:-1]:
+        result = result[key]
+    del result[path[-1]]
+
+
+def put(result, value, *path):
+    for key in path[:-1]:
+        result = result[key]
+    result[path[-1]] = value
+
+
+DAMAGED = {
+    "of another schema": (lambda r: put(r, 1, "schema"), "its schema is 1, not 2"),
+    "without heads": (lambda r: without(r, "heads"), "result has no 'heads'"),
+    "without the last epoch": (lambda r: without(r, "heads", "fused", "last"),
+                               "result.heads.fused has no 'last'"),
+    "a word for a number": (lambda r: put(r, "high", "heads", "fused", "last", "accuracy"),
+                            "result.heads.fused.last.accuracy is 'high'"),
+    "in percent": (lambda r: put(r, 93.5, "heads", "fused", "last", "accuracy"), "is '93.5'"),
+    "not a number": (lambda r: put(r, float("nan"), "probes", "audio"), "probes.audio is 'nan'"),
+    "a number beyond all bounds": (lambda r: put(r, 10**400, "seconds"), "result.seconds is '1000"),
+    "a list for heads": (lambda r: put(r, [1], "modality_heads"), "modality_heads is no dict"),
+    "an answer that is no head": (lambda r: put(r, "own", "answer"), "its answer 'own' is none"),
+    "a prediction short": (lambda r: r["test"]["heads"]["fused"]["predictions"].pop(),
+                           "not one prediction for each label"),
+    "a row that breaks the table": (lambda r: put(r, "a\n| b", "variant"), "result.variant is"),
+    "true for a seed": (lambda r: put(r, True, "seed"), "result.seed is 'True'"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_result_is_named_and_left_out(case, write, tmp_path, capsys):
+    write("dimml", 0, 80)
+    path = tmp_path / write("dimml", 1, 10)
+    damage, message = DAMAGED[case]
+    result = json.loads(path.read_text(encoding="utf-8"))
+    damage(result)
+    path.write_text(json.dumps(result), encoding="utf-8")
+    table.main([str(tmp_path)])
+    out, err = capsys.readouterr()
+    assert cells(out.split("**")[2], "`dimml`")[:2] == ["1", "80.0"]
+    assert err.startswith(f"results.table: {path} is left out: ") and message in err
+
+
+@pytest.mark.parametrize("content", [b"", b"[1, 2]", b"null", b'{"schema": 2', b"\xff\xfe\x00",
+                                     b'{"schema": "\xe9"}', b"[" * 100_000, b"{}"])
+def test_what_is_no_result_is_named_and_left_out(content, write, tmp_path, capsys):
+    write("dimml", 0, 80)
+    (tmp_path / "other.json").write_bytes(content)
+    (tmp_path / "folder.json").mkdir()
+    assert set(table.load(tmp_path)[TOY]["dimml"]) == {0}
+    folder, other = capsys.readouterr().err.splitlines()
+    assert "folder.json is left out: " in folder and "other.json is left out: " in other
+
+
+def test_a_modality_may_be_called_by_any_word_of_ours(write, tmp_path):
+    names = {"fused": 60, "own": 70}
+    write("joint_baseline.ensemble", 0, 90, probes=names, alone=names)
+    write("joint_baseline.concat", 0, 80, probes={"fused": 50, "own": 70})
+    overview = table.overview(table.load(tmp_path))
+    assert cells(overview, "fused alone") == ["60.0"]
+    assert cells(overview, "`joint_baseline.ensemble`") == ["90.0"]
+    assert "The fused encoder lost 10.0 points" in table.words(TOY, table.load(tmp_path)[TOY])
 
 
 def test_two_files_of_one_seed_are_both_left_out(write, tmp_path, capsys):
-    write("dimml", "", 0, 80)
-    twice = write("dimml", "", 1, 90), write("dimml", "", 1, 70, name="dimml.copy.json")
-    assert set(table.load(tmp_path)["toy", "official"]["dimml"]) == {0}
+    write("dimml", 0, 80)
+    twice = write("dimml", 1, 90), write("dimml", 1, 70, name="copy.json")
+    assert set(table.load(tmp_path, tmp_path)[TOY]["dimml"]) == {0}    # a folder given twice is one
     message, = capsys.readouterr().err.splitlines()
     assert all(name in message for name in twice) and "seed 1" in message
 
 
 @pytest.mark.parametrize("changed,named", [
-    ({"recipe": {"epochs": 3, "lr": 0.1}}, "another epochs"), ({"amp": "bfloat16"}, "another amp"),
+    ({"recipe": {"epochs": 3, "lr": 0.1}}, "another --epochs"),
+    ({"precision": "bfloat16"}, "another precision"),
     ({"data": {"label.npy": "other"}}, "another data"), ({"val": 0.0}, "another val"),
-    ({"recipe": {"epochs": 20, "lr": 0.1, "patience": 5}}, "another patience")])
+    ({"recipe": {"epochs": 20, "lr": 0.1, "fusion_epochs": 5}}, "another --fusion-epochs")])
 def test_a_run_of_another_setting_is_left_out_of_its_row(write, tmp_path, capsys, changed, named):
-    write("dimml", "", 0, 80)
-    write("dimml", "", 1, 82)
-    other = write("dimml", "", 2, 10, **changed)
-    assert set(table.load(tmp_path)["toy", "official"]["dimml"]) == {0, 1}
+    write("dimml", 0, 80)
+    write("dimml", 1, 82)
+    other = write("dimml", 2, 10, **changed)
+    assert set(table.load(tmp_path)[TOY]["dimml"]) == {0, 1}
     message, = capsys.readouterr().err.splitlines()
     assert f"{other} is left out: {named}" in message
 
 
 def test_where_no_setting_is_that_of_most_the_row_is_left_out(write, tmp_path, capsys):
-    write("dimml", "", 0, 80)
-    write("dimml", "", 1, 82, amp="bfloat16")
+    write("dimml", 0, 80)
+    write("dimml", 1, 82, precision="bfloat16")
     assert table.load(tmp_path) == {}
-    assert "dimml.-seed0.json, dimml.-seed1.json are left out" in capsys.readouterr().err
+    assert "their settings differ" in capsys.readouterr().err
 
 
-def test_rows_of_unequal_settings_are_not_paired(write, tmp_path, capsys):
+def test_rows_of_unequal_settings_are_not_paired(write, tmp_path):
     for seed in (0, 1):
-        write("joint_baseline", "concat", seed, 80)
-        write("joint_baseline", "ensemble", seed, 80, data={"label.npy": "other"})
-        write("dimml", "", seed, 85, recipe={"epochs": 20, "lr": 0.1, "tau": 50})         # tau is its own: it may be compared
-    markdown = table.markdown(table.load(tmp_path))
-    assert cells(markdown, "dimml")[-2:] == ["+5.0 [+5.0, +5.0]", "another data"]
-    errors = capsys.readouterr().err
-    assert "dimml on toy official is not paired with joint_baseline.ensemble: another data" in errors
-    assert "is not paired with joint_baseline.concat" in errors and errors.count("\n") == 3
+        write("joint_baseline.concat", seed, 80)
+        write("joint_baseline.ensemble", seed, 80, data={"label.npy": "other"})
+        write("dimml", seed, 85, recipe={"epochs": 20, "lr": 0.1, "tau": 50})    # tau is its own
+    rows = table.load(tmp_path)[TOY]
+    compared = cells(table.details(TOY, rows), "`dimml`")[-3:-1]
+    assert compared == ["+5.0 [+5.0, +5.0]", "another data"]
+    words = table.words(TOY, rows)
+    assert "What joint training costs the audio encoder is not known: another data." in words
+    assert "not compared: `joint_baseline.concat` (another data), `dimml` (another data)." in words
 
 
-def test_calibration_by_hand():
-    confidence, correct = [0.05, 0.55, 0.57, 1.0], [False, True, False, True]
-    number, mean, share, error = table.calibration(confidence, correct)
-    assert number.tolist() == [1, 0, 0, 0, 0, 2, 0, 0, 0, 1]
-    assert mean[[0, 5, 9]] == pytest.approx([0.05, 0.56, 1.0]) and share[[0, 5, 9]] == pytest.approx([0, 0.5, 1])
-    assert np.isnan(mean[1]) and np.isnan(share[1])
-    assert error == pytest.approx(0.25 * 0.05 + 0.5 * 0.06)
+def test_ablations_stand_apart(write, tmp_path, capsys):
+    for row in ("udi.cka", "dimml.duc0", "mine.duc0"):
+        write(row, 0, 80)
+    table.main([str(tmp_path)])
+    out, err = capsys.readouterr()
+    assert "`dimml.duc0`" in out and "`mine.duc0`" in out and "`udi.cka`" not in out
+    assert "ablations that are not shown without --ablations: udi.cka" in err
+    table.main([str(tmp_path), "--ablations"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| `")][:3]
+    assert [row.split("`")[1] for row in rows] == ["dimml.duc0", "mine.duc0", "udi.cka"]
 
 
-def test_class_accuracy_by_hand():
-    result = {"classes": ["a", "b", "c"], "test": {"labels": [0, 0, 0, 1], "predictions": {"fused": [0, 1, 0, 1]}}}
-    accuracy = table.class_accuracy(result, "fused")
-    assert accuracy[:2] == pytest.approx([200 / 3, 100]) and np.isnan(accuracy[2])
+def test_no_folder_and_no_runs(tmp_path, capsys):
+    with pytest.raises(DataError, match="there is no folder"):
+        table.main([str(tmp_path / "nowhere")])
+    with pytest.raises(DataError, match="no runs to show"):
+        table.main([str(tmp_path)])
 
 
-def test_the_report_is_executed_and_can_be_loaded_quickly():
-    path = ROOT / "results/report.ipynb"
-    code = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
-    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))     # in order, in one go
-    assert path.stat().st_size < 1_500_000
+# ---- README --------------------------------------------------------------------------------------
+PAGE = f"# Étude ± −\n{table.BEGIN}\nold\n{table.END}\nafter\n"
 
 
-def difference(ours, theirs):
-    return table.points(*table.paired(ours, theirs)[:2])
+def readme(tmp_path, code="", **environment):
+    """`--readme` on tmp_path's results, in a process of its own -> exit code, stderr."""
+    (tmp_path / "docs").mkdir(exist_ok=True)
+    code = ("import sys; from pathlib import Path; from results import table\n"
+            f"from data.errors import exit_codes\ntable.ROOT = Path({str(tmp_path)!r})\n{code}\n"
+            f"with exit_codes('results.table'): table.main([{str(tmp_path)!r}, '--readme'])")
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
+                             env={**os.environ, **environment})
+    return process.returncode, process.stderr.decode("latin-1")
 
 
-def test_the_differences_in_the_readmes_words_are_those_of_the_runs():
-    measured = set(bfloat16_less_float32())
-    for methods in table.load().values():
-        lines = table.rows(methods)
-        for base, method in itertools.product((table.JOINT, table.ENSEMBLE, "udi.interaction0-0", "udi.interaction0-0.stage1"), methods):
-            measured.add(difference(table.accuracy(*lines[method]), table.accuracy(*lines[base])))
-            for m in ("audio", "image"):
-                measured.add(difference(table.probes(methods[method], m), table.probes(methods[base], m)))
-            if method.startswith("udi") and base.startswith("udi"):
-                measured.add(difference(table.follower_probes(methods[method]), table.follower_probes(methods[base])))
-    quoted = quotes((ROOT / "README.md").read_text().split("## Results")[1].split(table.BEGIN)[0])
-    assert len(quoted) > 10 and set(quoted) <= measured
+def test_readme_in_a_locale_that_lacks_its_letters(write, tmp_path):
+    for seed, percent in ((0, 80), (1, 82)):
+        write("dimml", seed, percent)
+    (tmp_path / "README.md").write_text(PAGE, encoding="utf-8")
+    ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    assert readme(tmp_path, **ascii_locale) == (0, "")
+    page = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert page == PAGE.replace("old\n", table.overview(table.load(tmp_path)))
+    assert cells(page, "`dimml`") == ["81.0 ± 1.4"]
+    assert b"<svg" in (tmp_path / "docs/results.svg").read_bytes()
+    assert not list(tmp_path.rglob("*.partial"))
 
 
-LEDGER = {"U3": ("udi.cka", "udi"), "U4": ("udi", "udi.interaction0.5-0.5"), "U5": ("udi.stage1", "udi")}
+@pytest.mark.parametrize("page", ["no markers", table.END + table.BEGIN, PAGE + table.BEGIN])
+def test_a_readme_without_its_markers_is_left_as_it_is(page, write, tmp_path):
+    write("dimml", 0, 80)
+    (tmp_path / "README.md").write_text(page, encoding="utf-8")
+    code, message = readme(tmp_path)
+    assert code == 2 and "README.md: it has not the two lines" in message
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == page
+    assert not list((tmp_path / "docs").iterdir())
 
 
-@pytest.mark.parametrize("row", LEDGER)
-def test_the_effects_in_the_ledger_are_those_of_the_runs(row):
-    lines = [[table.rows(methods)[method] for method in LEDGER[row]] for methods in table.load().values()]
-    assert quotes(ledger(row)) == [difference(table.accuracy(*ours), table.accuracy(*theirs)) for ours, theirs in lines]
-
-
-def bfloat16_less_float32():
-    """One difference for each set and method: the same commands but for --amp, the same seeds."""
-    runs = table.load()
-    for section, methods in table.load(ROOT / "results/bfloat16").items():
-        assert set(methods) == {"joint_baseline.concat", "dimml", "udi"}
-        for method, (results, head) in table.rows(methods).items():
-            assert set(results) == set(range(5)) and table.differing(results[0], runs[section][method][0]) == ["amp"]
-            yield difference(table.accuracy(results, head), table.accuracy(runs[section][method], head))
-
-
-def test_bfloat16_in_the_ledger():
-    assert quotes(ledger("D20")) == list(bfloat16_less_float32()) and len(quotes(ledger("D20"))) == 6
-
-
-def test_follower_probes_leave_the_anchor_out():
-    result = {"probes": {"audio": 0.5, "image": 0.75, "text": 0.25}, "choice": {"anchor": "image"}}
-    assert table.follower_probes({3: result}) == {3: 37.5}
+# ---- the report ----------------------------------------------------------------------------------
+def test_the_report_is_small():
+    assert (ROOT / "results/report.ipynb").stat().st_size < 1_000_000

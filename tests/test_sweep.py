@@ -1,77 +1,184 @@
-"""The sweep: every cell once, through kills, and a shared stage 1 that changes nothing."""
+"""The sweep: every cell once, through interrupts, and nothing over a result of another config."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 
-import udi
+import joint_baseline
+from data import DataError
 from results import sweep
 
-SHORT = ["--batch-size", "16", "--epochs", "2"]
+SHORT = ["--", "--batch-size", "16", "--epochs", "2"]
+ROWS = ["--rows", "joint_baseline.concat", "joint_baseline.sum"]
 
 
-def comparable(path):
-    """A result without what differs between two runs of the same procedure: when, where and how fast."""
-    result = json.loads(path.read_text())
-    for key in ("command", "seconds", "items_per_second"):
-        del result[key]
-    for epoch in result["epochs"]:
-        del epoch["seconds"], epoch["items_per_second"]
-    return result
+def command(*argv):
+    return [sys.executable, "-m", "results.sweep", *argv]
 
 
-def test_a_variant_that_shares_stage_1_is_the_run_of_its_own(tiny, tmp_path):
-    out = tmp_path / "sweep"
-    assert sweep.main(["--methods", "udi", "--variants", "udi.cka", "--datasets", tiny, "--seeds", "1", "--workers", "2",
-                       "--out", str(out), "--", *SHORT]) == 0
-    udi.main(["--dataset", tiny, "--complement", "cka", *SHORT, "--out", str(tmp_path)])
-    name = "udi.cka-tiny-official-seed0.json"
-    assert comparable(out / name) == comparable(tmp_path / name)
-    assert not list(out.glob("*.pt"))
+def run(*argv, cwd):
+    """A sweep in a process of its own, started in any folder."""
+    return subprocess.run(command(*argv), cwd=cwd, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
-def test_killed_and_started_again_it_runs_what_is_missing(tiny, tmp_path):
-    command = [sys.executable, "-m", "results.sweep", "--methods", "joint_baseline", "--variants", "joint_baseline.sum",
-               "joint_baseline.concat", "--datasets", tiny, "--seeds", "1", "--out", str(tmp_path), "--", *SHORT]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while not list(tmp_path.glob("*.json")):                             # one is finished, others are under way
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.05)
-    process.kill()
-    process.communicate()
-    time.sleep(1)                                                        # its children have gone with it
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.json")}
-    assert len(before) == 1
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert "2 runs, 1 of them finished before" in again.stdout
-    assert len(list(tmp_path.glob("*.json"))) == 2
-    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+# ---- which cells there are -----------------------------------------------------------------------
+@pytest.mark.parametrize("row", sweep.ROWS)
+def test_a_row_is_called_as_its_script_calls_it(row, tiny, tmp_path):
+    argv = ["--dataset", tiny, "--out", str(tmp_path), *sweep.ROWS[row].split()]
+    cell, config, done = sweep.planned(row, argv)
+    assert cell.path == tmp_path / f"{row}-tiny-official-seed0" and not done
+    assert Path(cell.script) == ROOT / f"{row.split('.')[0]}.py"
+
+
+class Grid:
+    rows, datasets, seeds, workers = ["udi.cka", "main"], ["synthetic", "ave:clean"], 2, 1
+    data_dir, out, flags = "datasets", "runs", ["--epochs", "3"]
+
+    def __init__(self, **changed):
+        vars(self).update(changed)
+
+
+def test_seed_by_seed_and_main_rows_of_all_sets_before_ablations():
+    cells = [(row, argv[argv.index("--seed") + 1], argv[1]) for row, argv in sweep.grid(Grid())]
+    assert len(cells) == 2 * 2 * 11
+    assert cells[0] == ("joint_baseline.ensemble", "0", "synthetic")
+    assert cells[10] == ("joint_baseline.ensemble", "0", "ave")
+    assert cells[20] == ("joint_baseline.ensemble", "1", "synthetic")
+    assert [cell for cell in cells if cell[0] == "udi.cka"] == cells[40:]
+    argv = dict(sweep.grid(Grid()))["dimml.duc0"]
+    assert argv == ("--dataset ave --split clean --data-dir datasets --seed 1 --out runs "
+                    "--duc-weight 0 --epochs 3").split()
+
+
+@pytest.mark.parametrize("flag", ["--seed", "--seed=3", "--data", "--out", "--gpu", "--sp", "--bal",
+                                  "--duc-weight=1", "--resume", "--help", "-h", "--modality"])
+def test_what_a_cell_sets_itself_is_refused_after_the_dashes(flag):
+    with pytest.raises(DataError, match=f"{flag} after --"):
+        list(sweep.grid(Grid(flags=["--epochs", "3", flag])))
+
+
+@pytest.mark.parametrize("flags,message", [
+    (["--rows", "udi.never"], "--rows udi.never: there are main, ablations"),
+    (["--seeds", "0"], "--seeds and --workers count from 1"),
+    (["--datasets", "nowhere"], "nowhere"),
+])
+def test_usage(flags, message, tmp_path):
+    with pytest.raises(DataError, match=message):
+        sweep.main([*flags, "--out", str(tmp_path / "runs")])
+    assert not (tmp_path / "runs").exists()
+
+
+# ---- nothing is written over another run ---------------------------------------------------------
+def plan(tiny, tmp_path, *flags):
+    *_, path, config = joint_baseline.plan(["--dataset", tiny, "--out", str(tmp_path), *flags])
+    return path, config
+
+
+def test_a_result_of_another_config_is_named_before_anything_is_trained(tiny, tmp_path):
+    path, config = plan(tiny, tmp_path, "--fusion", "sum", "--epochs", "1")
+    Path(f"{path}.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(DataError, match="sum-tiny-official-seed0.json.*epochs 1 .now 2."):
+        sweep.main([*ROWS, "--datasets", tiny, "--seeds", "1", "--out", str(tmp_path), *SHORT])
+    assert not list(tmp_path.glob("*.log"))
+
+
+def test_a_checkpoint_of_another_config_is_named_before_anything_is_trained(tiny, tmp_path):
+    path, config = plan(tiny, tmp_path, "--fusion", "sum", "--epochs", "1")
+    torch.save({"config": config, "log": []}, f"{path}.pt")
+    with pytest.raises(DataError, match="sum-tiny-official-seed0.pt is of another run: epochs 1"):
+        sweep.main([*ROWS, "--datasets", tiny, "--seeds", "1", "--out", str(tmp_path), *SHORT])
+    assert not list(tmp_path.glob("*.log"))
+
+
+def test_two_folders_of_one_name_are_refused(tiny, tmp_path):
+    other = shutil.copytree(tiny, tmp_path / "other" / "tiny")
+    meta = json.loads((other / "meta.json").read_text(encoding="utf-8"))
+    file = next(iter(meta["sha256"]))
+    meta["sha256"][file] = "0" * 64
+    (other / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    with pytest.raises(DataError, match="two runs would both be called .*concat-tiny"):
+        sweep.main([*ROWS, "--datasets", tiny, str(other), "--out", str(tmp_path), *SHORT])
+
+
+# ---- training for real ---------------------------------------------------------------------------
+def test_from_another_folder_and_again(tiny, tmp_path):
+    """Relative paths mean the same in parent and child; started again, nothing is trained."""
+    here = tmp_path / "here"
+    here.mkdir()
+    argv = [*ROWS, "--datasets", "tiny", "--data-dir", "..", "--seeds", "1", "--workers", "2",
+            "--out", "runs", *SHORT]
+    first = run(*argv, cwd=here)
+    assert first.returncode == 0, first.stderr
+    results = sorted((here / "runs").glob("*.json"))
+    assert [path.name for path in results] == [f"joint_baseline.{fusion}-tiny-official-seed0.json"
+                                               for fusion in ("concat", "sum")]
+    assert {path.suffix for path in (here / "runs").iterdir()} == {".json", ".log"}
+    before = [path.stat().st_mtime_ns for path in results]
+    again = run(*argv, cwd=here)
+    assert again.returncode == 0 and "2 runs, 2 of them finished before" in again.stdout
+    assert [path.stat().st_mtime_ns for path in results] == before
+
+
+def children(process):
+    said = subprocess.run(["ps", "-A", "-o", "ppid=,pid="], capture_output=True, text=True).stdout
+    pairs = [line.split() for line in said.splitlines()]
+    return [int(pid) for parent, pid in pairs if int(parent) == process.pid]
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("sent,code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_of_the_sweep_alone_ends_its_children(sent, code, tiny, tmp_path):
+    argv = [*ROWS, "--datasets", tiny, "--seeds", "1", "--workers", "2", "--out", str(tmp_path),
+            "--", "--batch-size", "16", "--epochs", "500"]
+    process = subprocess.Popen(command(*argv), cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    while len(list(tmp_path.glob("*.pt"))) < 2:      # both are training
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.1)
+    pids = children(process)
+    assert len(pids) == 2
+    process.send_signal(sent)
+    assert "interrupted" in process.communicate(timeout=60)[1] and process.returncode == code
+    assert not any(map(alive, pids))
+    assert not list(tmp_path.glob("*.json"))         # but checkpoints, to go on from
+    assert len(list(tmp_path.glob("*.pt"))) == 2
+
+
+def test_threads(tmp_path, monkeypatch):
+    """A child has its share of the cores, unless the user has said how many threads."""
+    script = tmp_path / "script.py"
+    script.write_text("import os; print(os.environ['OMP_NUM_THREADS'])", encoding="utf-8")
+    for said, threads, expected in ((None, 3, "3"), ("7", 3, "7"), ("7", None, "7")):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        if said:
+            monkeypatch.setenv("OMP_NUM_THREADS", said)
+        cell = sweep.Cell(str(script), [], tmp_path / f"out{said}{threads}")
+        assert sweep.end(cell, sweep.start(cell, threads=threads)) == 0
+        assert Path(f"{cell.path}.log").read_text(encoding="utf-8") == f"{expected}\n"
 
 
 def test_slurm_submits_the_same_cells_and_one_that_fails_is_named(tiny, tmp_path, capsys):
     """Where there is no Slurm, submitit's local executor runs the array as processes."""
-    (tmp_path / "joint_baseline.sum-tiny-official-seed0.pt").write_bytes(b"not a checkpoint")
-    command = ["--methods", "joint_baseline", "--variants", "joint_baseline.sum", "joint_baseline.concat", "--datasets", tiny,
-               "--seeds", "1", "--out", str(tmp_path), "--slurm", "timeout_min=10", "--", *SHORT]
-    assert sweep.main(command) == 1
-    assert "joint_baseline.sum-tiny-official-seed0 failed with code 2: see its .log" in capsys.readouterr().out
-    assert "no checkpoint can be read" in (tmp_path / "joint_baseline.sum-tiny-official-seed0.log").read_text()
-    assert (tmp_path / "joint_baseline.concat-tiny-official-seed0.json").exists()
-
-
-@pytest.mark.parametrize("flags,message", [
-    (["--variants", "udi.never"], "--variants udi.never"),
-    (["--seeds", "0"], "--seeds and --workers count from 1"),
-    (["--datasets", "nowhere"], "there is no prepared folder 'nowhere'"),
-])
-def test_usage(flags, message, tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop:
-        sweep.main([*flags, "--out", str(tmp_path)])
-    assert stop.value.code == 2 and message in capsys.readouterr().err
+    argv = [*ROWS, "--datasets", tiny, "--seeds", "1", "--out", str(tmp_path), "--slurm",
+            "timeout_min=10", "--", "--batch-size", "16", "--epochs", "1", "--lr", "1e30"]
+    assert sweep.main(argv) == 1
+    assert "sum-tiny-official-seed0 failed with code 1: see its .log" in capsys.readouterr().out
+    log = tmp_path / "joint_baseline.sum-tiny-official-seed0.log"
+    assert "not finite" in log.read_text(encoding="utf-8")

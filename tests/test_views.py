@@ -1,4 +1,4 @@
-"""ModelNet40's rendered views: which two pictures are opposite sides of an object must be known, not guessed."""
+"""ModelNet40's views: which two pictures are opposite sides must be known, not guessed."""
 
 import numpy as np
 import pytest
@@ -36,11 +36,13 @@ def test_the_first_and_the_seventh_of_twelve_are_taken(first, alone, tmp_path, m
 @pytest.mark.parametrize("make,message", [
     (lambda r: views(r, range(20)), "has views 0 to 19, not 0 to 11: only of 12"),
     (lambda r: views(r, range(1, 25)), "has views 1 to 24, not 1 to 12"),
-    (lambda r: (views(r), views(r, range(1, 21), "bed_0002")), "bed/train/bed_0002 has views 1 to 20"),
-    (lambda r: (views(r), views(r, range(12), "bed_0002")), "bed/train/bed_0001 has views 1 to 12, not 0 to 11"),
+    (lambda r: (views(r), views(r, range(1, 21), "b2")), "bed/train/b2 has views 1 to 20"),
+    (lambda r: (views(r), views(r, range(12), "b2")), "bed_0001 has views 1 to 12, not 0 to 11"),
     (lambda r: (views(r), views(r, style="whiteshaded")), "are the same of one object"),
-    (lambda r: (views(r), raw.off(r / "bed/train/bed_0002.off")), "holds 1 meshes and the rendered views of 1 objects"),
-    (lambda r: (raw.off(r / "bed/train/a.off"), raw.off(r / "bed/train/a.OFF")), "are the same of one object"),
+    (lambda r: (views(r), raw.off(r / "bed/train/bed_0002.off")),
+     "holds 1 meshes and the rendered views of 1 objects"),
+    (lambda r: (raw.off(r / "bed/train/a.off"), raw.off(r / "bed/train/a.OFF")),
+     "are the same of one object"),
 ])
 def test_views_and_meshes_that_may_mean_two_things_are_refused(make, message, tmp_path):
     make(tmp_path)
@@ -56,7 +58,8 @@ def test_a_view_that_is_missing_is_named(tmp_path, monkeypatch, capsys):
     lacking.unlink()
     with pytest.raises(DataError, match=f"1 files of modelnet40 are missing, the first: {lacking}"):
         prepare.prepare("modelnet40", tmp_path / "raw", tmp_path / "out", workers=1)
-    folder = prepare.prepare("modelnet40", tmp_path / "raw", tmp_path / "out", workers=1, skip_bad=True)
+    folder = prepare.prepare("modelnet40", tmp_path / "raw", tmp_path / "out", workers=1,
+                             skip_bad=True)
     assert f"bed_0001: {lacking}: is missing" in capsys.readouterr().err
     assert store.read_meta(folder)["splits"]["official"] == {"train": 1, "val": 0, "test": 1}
 
@@ -67,3 +70,12 @@ def test_the_real_views(tmp_path):
     arrays = [modelnet40.decode(item, {})[0] for item in index.items]
     assert len(arrays) == 4 and all(list(pair) == ["view1", "view7"] for pair in arrays)
     assert all(np.abs(pair["view1"].astype(int) - pair["view7"]).mean() > 1 for pair in arrays)
+
+
+def test_a_download_that_was_unpacked_one_folder_deeper_is_found(tmp_path):
+    for place in ("bed", "ModelNet40/bed", "ModelNet40/ModelNet40/bed"):
+        raw.off(tmp_path / place / "train/bed_0001.off")
+        raw.off(tmp_path / "__MACOSX" / place / "train/._bed_0001.off")
+        item, = modelnet40.index(tmp_path, {}).items
+        assert item.id == "bed/train/bed_0001"
+        (tmp_path / place / "train/bed_0001.off").unlink()
