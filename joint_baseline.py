@@ -350,7 +350,7 @@ def main(argv=None):
             # one pass over the training items
             model.train()
             batches = ds.batches("train", r.batch_size, device, augment=True, generator=generator)
-            total = watched = 0.0                               # sums over the epoch's steps
+            total, watched = 0.0, []                            # of the epoch's steps
             for inputs, y, _ in tqdm(batches, leave=False, disable=None, unit="batch"):
                 with amp:
                     z = model.features(inputs)                  # {m: (B, 512)}
@@ -384,7 +384,7 @@ def main(argv=None):
                         for weight, grad in zip(weights, grads):
                             weight.grad = grad
                     scaler.scale(sum(terms)).backward(inputs=head_parameters)
-                    watched = watched + torch.stack(watch)                  # (M, 2)
+                    watched.append(torch.stack(watch))                      # (M, 2)
                 if args.balance == "ogm_ge":
                     head, rows = model.fusion.out, torch.arange(len(y), device=device)
                     with torch.no_grad():
@@ -399,7 +399,7 @@ def main(argv=None):
                         for m, weight in convolutions:
                             weight.grad = ogm_ge_gradient(weight.grad, coefficient[m], noise)
                     watch = [torch.stack([score[m] / len(y), coefficient[m]]) for m in z]
-                    watched = watched + torch.stack(watch)                  # (M, 2)
+                    watched.append(torch.stack(watch))                      # (M, 2)
                 scaler.step(optimizer)
                 scaler.update()
                 total = total + torch.stack(terms).detach()     # no step waits for its value
@@ -414,8 +414,9 @@ def main(argv=None):
                           modality_loss=dict(zip(own_loss, mean[len(loss):])))
             if args.balance in ("ogm_ge", "mmpareto"):          # means over the epoch
                 names = dict(ogm_ge=("score", "coefficient"), mmpareto=("cosine", "weight"))
-                record["balance"] = {m: dict(zip(names[args.balance], row)) for m, row in
-                                     zip(encoders, (watched / len(batches)).tolist())}
+                means = torch.stack(watched).nanmean(0).tolist()    # float16 skips steps: not a number
+                record["balance"] = {m: dict(zip(names[args.balance], row))
+                                     for m, row in zip(encoders, means)}
             for part in ("val", "test"):
                 record[part] = {}
                 if sizes[part]:

@@ -16,6 +16,7 @@ no number in it on trust.
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import platform
@@ -214,11 +215,15 @@ def check_items(modalities, labels, splits, classes, ids, groups=None):
 
 @contextlib.contextmanager
 def whole_file(path):
-    """Open a file to write bytes to; it appears as `path` if the block ends well, else never."""
-    partial = f"{path}.partial"
+    """A buffer to write bytes to, which stand at `path`, whole, when the block has ended well.
+
+    A kill or a full disk leaves what stood there before.
+    """
+    buffer, partial = io.BytesIO(), f"{path}.partial"
+    yield buffer
     try:
         with open(partial, "wb") as file:
-            yield file
+            file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
