@@ -115,12 +115,12 @@ def test_the_anchor_is_chosen_by_the_last_scores_of_stage_1():
         scores = {"accuracy": accuracy, "entropy": entropy}
         return dict(stage=stage, modality=m, val={"modality_heads": {m: scores}})
 
-    alone = [epoch("alone", "a", 0.9, 0.1), epoch("alone", "a", 0.7, 0.3),
-             epoch("alone", "b", 0.8, 0.2)]
-    choice = dict(anchor="b", accuracy={"a": 0.7, "b": 0.8}, entropy={"a": 0.3, "b": 0.2},
-                  tolerance=pytest.approx(0.04))
+    alone = [epoch("alone", "a", 0.2, 0.9), epoch("alone", "a", 0.77, 0.1),
+             epoch("alone", "b", 0.9, 0.3), epoch("alone", "b", 0.8, 0.2)]
+    choice = dict(anchor="a", accuracy={"a": 0.77, "b": 0.8}, entropy={"a": 0.1, "b": 0.2},
+                  tolerance=pytest.approx(0.04))                    # sqrt(0.8 * 0.2 / 100)
     assert udi.choose(alone, n_val=100) == choice
-    resumed = alone + [epoch("guided", "a", 0.95, 0.1)]
+    resumed = alone + [epoch("guided", "b", 0.95, 0.1)]
     assert udi.choose(resumed, n_val=100) == choice
 
 
@@ -148,12 +148,12 @@ def test_the_anchor_is_frozen_bit_for_bit(anchor, tiny, tmp_path, monkeypatch):
     def stop_in_stage_2(batches, **_):
         begun.append(batches)
         if len(begun) == 2:
-            raise KeyboardInterrupt
+            raise InterruptedError
         return batches
 
     with monkeypatch.context() as patch:
         patch.setattr(udi, "tqdm", stop_in_stage_2)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(InterruptedError):
             udi.main(flags)
     file = tmp_path / f"udi.anchor-{anchor}-tiny-official-seed0.pt"
     before = state_of(file)
