@@ -35,8 +35,7 @@ def check_file(path):
     if not start:
         raise BadFile(path, "is empty")
     if start.startswith(b"version https://git-lfs"):
-        raise BadFile(path, "is a Git LFS pointer, not the file itself: run `git lfs pull`, or use a "
-                            "mirror (see docs/datasets.md)")
+        raise BadFile(path, "is a Git LFS pointer, not the file itself: run `git lfs pull`, or use a mirror (see README)")
     declared = int.from_bytes(start[4:8], "little") + 8
     if start.startswith(b"RIFF") and size < declared < 2 ** 32 - 1:     # that much is written where nobody knows
         raise BadFile(path, f"is cut off: {size} of {declared} bytes")
