@@ -30,8 +30,8 @@ HOW_TO_GET = {  # what a user downloads for `python -m data.prepare NAME --raw D
     "ucf101": "UCF101 (www.crcv.ucf.edu/data/UCF101.php): UCF-101/<Class>/*.avi and ucfTrainTestlist/",
     "modelnet40": "ModelNet40 (modelnet.cs.princeton.edu): ModelNet40/<class>/{train,test}/*.off",
     "avmnist": "a clone of free-spoken-digit-dataset (github.com/Jakobovski/free-spoken-digit-dataset) and the MNIST idx files",
-    "avletters": "AVLetters (Matthews et al. 2002; to be requested from its authors): Lips/*.mat and "
-                 "Audio/mfcc/Clean/*.mfcc",
+    "avletters": "AVLetters (Matthews et al. 2002, to be requested from its authors): Lips/*.mat "
+                 "and Audio/mfcc/Clean/*.mfcc",
 }
 
 

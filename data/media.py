@@ -281,11 +281,11 @@ def resize(picture, size=256):
 
 
 def read_off(path):
-    """A mesh in OFF: vertices (V, 3) float64 and triangles (F, 3) int. Polygons become fans of triangles.
+    """A mesh in OFF: vertices (V, 3) float64 and triangles (F, 3) int; polygons become fans.
 
     Reads what ModelNet40 holds: a header glued to the counts (`OFF490 518 0`), comments, faces with
-    more than three corners or with a colour behind them. Faces that are lines or points are dropped.
-    Raises BadFile, also where the header's counts are not those of the lines.
+    more than three corners or with a colour behind them. Faces that are lines or points go. Raises
+    BadFile, also where the header's counts are not those of the lines.
     """
     check_file(path)
     text = Path(path).read_text(encoding="ascii", errors="replace")
@@ -302,13 +302,13 @@ def read_off(path):
         if len(faces) > n_faces:
             raise BadFile(path, f"has more than its header says: {counted}")
         if any(len(row) != 3 for row in corners):
-            raise BadFile(path, f"has a line among its {n_vertices} vertices that is not x y z: its "
-                                "header may count wrongly")
+            raise BadFile(path, f"has a line among its {n_vertices} vertices that is not x y z: "
+                                "its header may count wrongly")
         if faces and len(faces[-1]) <= int(faces[-1][0]):
             raise BadFile(path, "is cut off: its last face lacks corners")
         if not all(int(row[0]) > 0 and len(row) - 1 - int(row[0]) in COLOURS for row in faces):
-            raise BadFile(path, f"has a line among its {n_faces} faces that is none: its header may "
-                                "count wrongly")
+            raise BadFile(path, f"has a line among its {n_faces} faces that is none: its header "
+                                "may count wrongly")
         vertices = np.array(corners, dtype=np.float64).reshape(-1, 3)
         triangles = np.array([(row[1], row[i], row[i + 1])
                               for row in faces for i in range(2, int(row[0]))],
@@ -326,13 +326,14 @@ def read_off(path):
 
 
 def render(vertices, triangles, azimuth, elevation=30, size=256):
-    """A shaded grey picture of a mesh on white, from `azimuth` and `elevation` in degrees: uint8 (1, size, size).
+    """A shaded grey picture of a mesh on white, from `azimuth` and `elevation` in degrees: uint8
+    (1, size, size). Raises ValueError for a mesh without extent.
 
-    z is up; azimuth 0 looks from the side of negative y, 180 from the opposite one. Orthographic; the
-    sphere around all that can be seen fills the picture: neither vertices that no face uses count, nor
-    faces with two corners at one place. Flat shading on both sides of a face (ModelNet's faces do not
-    agree on which is out), twice supersampled. Raises ValueError for a mesh without extent. Scan lines
-    of all triangles are rasterised at once, the nearest fragment wins its pixel.
+    z is up; azimuth 0 looks from the side of negative y, 180 from the opposite one. Orthographic;
+    the sphere around all that can be seen fills the picture: neither vertices that no face uses
+    count, nor faces with two corners at one place. Flat shading on both sides of a face (ModelNet's
+    faces do not agree on which is out), twice supersampled. Scan lines of all triangles are
+    rasterised at once, the nearest fragment wins its pixel.
     """
     p, q, r = vertices[triangles].swapaxes(0, 1)
     apart = (p != q).any(1) & (q != r).any(1) & (r != p).any(1)

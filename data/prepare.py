@@ -228,7 +228,7 @@ def work(name, item, number, options, folder):
 
 
 def settle_in():
-    """In a new worker: one thread, an end at once when it is told to, and never longer a life than its parent's."""
+    """In a new worker: one thread, an end at once when told to, and none later than its parent's."""
     import torch
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -237,8 +237,8 @@ def settle_in():
 
 
 def decode_all(name, items, todo, options, folder, workers):
-    """Decode the items whose numbers are in `todo`; yields (number, None or why it cannot be used) as
-    each is done. Raises what a worker raised, and DataError for one that was ended from outside."""
+    """Decode the items whose numbers are in `todo`; yields (number, None or why it cannot be used)
+    as each is done. Raises what a worker raised, and DataError for one ended from outside."""
     pool = ProcessPool(min(workers, max(len(todo), 1)), initializer=settle_in,
                        context=multiprocessing.get_context("spawn"))
     answers = SimpleQueue()
@@ -250,8 +250,8 @@ def decode_all(name, items, todo, options, folder, workers):
             for number in todo:
                 future = pool.schedule(work, (name, items[number], number, options, folder),
                                        timeout=TIME_LIMIT)
-                future.add_done_callback(lambda future, number=number: answers.put((number, future)))
-        except RuntimeError:            # no process can be started, or the pool was stopped meanwhile
+                future.add_done_callback(lambda done, number=number: answers.put((number, done)))
+        except RuntimeError:        # no process can be started, or the pool was stopped meanwhile
             answers.put((None, None))
 
     threading.Thread(target=send, daemon=True).start()
@@ -313,8 +313,8 @@ def lines_or_bar(iterable, total, unit):
         yield value
         if time.time() - last > 30 or done == total:
             last, rate = time.time(), done / (time.time() - start)
-            print(f"{done}/{total} {unit}s, {rate:.1f} a second, {(total - done) / rate:.0f} s left",
-                  file=sys.stderr, flush=True)
+            left = f"{(total - done) / rate:.0f} s left"
+            print(f"{done}/{total} {unit}s, {rate:.1f} a second, {left}", file=sys.stderr, flush=True)
 
 
 def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=False, **options):

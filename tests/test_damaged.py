@@ -145,7 +145,7 @@ def state(folder):
 
 def test_bad_clips_are_named_and_good_ones_unharmed(tmp_path, monkeypatch, capsys):
     root = tmp_path / "Größe & Töne, zweite Fassung"
-    raw.cremad(root, actors=(1003, 1005, 1006))
+    raw.cremad(root)
     monkeypatch.setattr(cremad, "EXPECTED", {})
     wav, flv = ({emotion: root / f"{folder}/1006_IEO_{emotion}_XX.{end}" for emotion in cremad.CLASSES}
                 for folder, end in (("AudioWAV", "wav"), ("VideoFlash", "flv")))
@@ -163,12 +163,12 @@ def test_bad_clips_are_named_and_good_ones_unharmed(tmp_path, monkeypatch, capsy
     reasons = {"NEU": (wav, "is a Git LFS pointer"), "HAP": (wav, "has no sound"), "FEA": (flv, "is cut off: picture"),
                "DIS": (flv, "is empty"), "ANG": (wav, "is silent throughout")}
     error = capsys.readouterr().err
-    assert "5 of 18 items cannot be used" in error
+    assert "5 of 24 items cannot be used" in error
     for emotion, (files, reason) in reasons.items():
         assert f"1006_IEO_{emotion}_XX: {files[emotion]}: {reason}" in error
     ds = open_dataset(folder, split="official", val=0)
     used = sorted(item for part in ("train", "test") for item in ds.indices(part))
-    assert len(used) == 13
+    assert len(used) == 19
     items = {item.id: item for item in cremad.index(root, {}).items}
     for i in used:
         arrays, size = cremad.decode(items[ds.ids[i]], {})
