@@ -212,7 +212,7 @@ def test_the_embedded_set_is_the_one_that_was_measured():
     digest = "664ebf2a669b8a3b4eaf3bc9991f8baeca6b6093df59d0b624b9ab9b92470647"
     assert synthetic.digest(arrays) == digest
     ds = open_dataset("synthetic", val=0)
-    assert ds.fingerprint == {"synthetic": digest}
+    assert ds.fingerprint["synthetic"] == digest
     assert np.bincount(ds.labels[ds.indices("train")]).tolist() == [24] * 8
     assert np.bincount(ds.labels[ds.indices("test")]).tolist() == [50] * 8
     loudest = ds.modalities["audio"].array[:, 0].astype(float).mean(2).max(1)   # a band's row: near 1
