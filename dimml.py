@@ -169,7 +169,7 @@ def features_of(part, model, ds, device, amp, batch_size):
     """Features of a whole part, eval mode, not augmented: {m: (N, 512)}, labels (N,)."""
     model.eval()
     z, labels = [], []
-    for inputs, y, _ in ds.batches(part, batch_size, device):
+    for inputs, y, _ in ds.batches(part, 2 * batch_size, device):   # no gradients: twice fits
         with amp:
             z.append(model.features(inputs))
         labels.append(y)
@@ -302,6 +302,7 @@ def main(argv=None):
               f"{n_epochs} epochs, {len(log) or 'none'} done before", flush=True)
 
         # ---- training: r.epochs of stage 1, then r.fusion_epochs of stage 2 ---------------------
+        evaluated = {}      # {part: (z, y)}, its features and labels
         for epoch in range(len(log), n_epochs):
             start = time.time()
             stage = "detached" if epoch < r.epochs else "fusion"
@@ -349,7 +350,9 @@ def main(argv=None):
             for part in ("val", "test"):
                 record[part] = {}
                 if sizes[part]:
-                    z, y = features_of(part, model, ds, device, amp, r.batch_size)
+                    if stage == "detached" or part not in evaluated:    # stage 2 changes none
+                        evaluated[part] = features_of(part, model, ds, device, amp, r.batch_size)
+                    z, y = evaluated[part]
                     groups = model.logits(z, stage, r.temperature)
                     record[part] = {group: {head: scores(o, y) for head, o in logits.items()}
                                     for group, logits in groups.items()}
@@ -369,7 +372,9 @@ def main(argv=None):
 
         # ---- result ------------------------------------------------------------------------------
         z_train, y_train = features_of("train", model, ds, device, amp, r.batch_size)
-        z, y = features_of("test", model, ds, device, amp, r.batch_size)
+        if "test" not in evaluated:         # all was trained before a resume
+            evaluated["test"] = features_of("test", model, ds, device, amp, r.batch_size)
+        z, y = evaluated["test"]
         with torch.no_grad():
             groups = model.logits(z, "fusion", r.temperature)
         probes = {m: probe(z_train[m], y_train, z[m], y) for m in z}

@@ -95,7 +95,7 @@ def pareto_weights(joint_grad, own_grad):
 
 
 def pareto_gradient(joint_grads, own_grads):
-    """An encoder's gradient from those of the joint loss and of its own: two lists, a tensor for each
+    """An encoder's gradient from those of the joint loss and of its own: lists, a tensor for each
     parameter -> such a list, and (2,): their cosine and k1, to be watched. For each tensor
         h = 2 k0 g0 + 2 k1 g1,    h <- 1.5 h max(1, |g0 + g1| / |h|),    0 stays 0
     """
@@ -198,7 +198,7 @@ def features_of(part, model, ds, device, amp, batch_size):
     """Features of a whole part, eval mode, not augmented: {m: (N, 512)}, labels (N,)."""
     model.eval()
     z, labels = [], []
-    for inputs, y, _ in ds.batches(part, batch_size, device):
+    for inputs, y, _ in ds.batches(part, 2 * batch_size, device):   # no gradients: twice fits
         with amp:
             z.append(model.features(inputs))
         labels.append(y)
@@ -414,7 +414,7 @@ def main(argv=None):
                           modality_loss=dict(zip(own_loss, mean[len(loss):])))
             if args.balance in ("ogm_ge", "mmpareto"):          # means over the epoch
                 names = dict(ogm_ge=("score", "coefficient"), mmpareto=("cosine", "weight"))
-                means = torch.stack(watched).nanmean(0).tolist()    # float16 skips steps: not a number
+                means = torch.stack(watched).nanmean(0).tolist()    # a step float16 skips is nan
                 record["balance"] = {m: dict(zip(names[args.balance], row))
                                      for m, row in zip(encoders, means)}
             for part in ("val", "test"):

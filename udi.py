@@ -191,7 +191,7 @@ def features_of(part, model, ds, device, amp, batch_size):
     modalities that `ds` has."""
     model.eval()
     z, labels = [], []
-    for inputs, y, _ in ds.batches(part, batch_size, device):
+    for inputs, y, _ in ds.batches(part, 2 * batch_size, device):   # no gradients: twice fits
         with amp:
             z.append(model.features(inputs))
         labels.append(y)
