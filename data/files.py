@@ -94,11 +94,11 @@ def provenance(script, device):
     script = Path(script).resolve()
     try:
         commit = git("rev-parse", "HEAD")
-        dirty = commit and git("status", "--porcelain", "--ignored", "--", script.name, "data")
+        dirty = git("status", "--porcelain", "--", script.name, "data") or not git("ls-files", script.name)
     except OSError:         # no git here
-        commit = dirty = ""
+        commit = ""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU"
-    return dict(commit=commit + "-dirty" * bool(dirty) or None, device=name, versions=dict(
+    return dict(commit=commit and commit + "-dirty" * bool(dirty) or None, device=name, versions=dict(
         python=platform.python_version(), torch=str(torch.__version__), numpy=np.__version__))
 
 
