@@ -54,7 +54,7 @@ def outcome(folder):
     (path,) = folder.glob("*.json")
     result = json.loads(path.read_text())
     for part in (result, *result["epochs"]):
-        for key in ("seconds", "items_per_second", "command"):
+        for key in ("seconds", "items_per_second", "command", "commit"):
             part.pop(key, None)
     return result, torch.load(path.with_suffix(".pt"), weights_only=True)["model"]
 
