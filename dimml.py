@@ -298,7 +298,8 @@ def main(argv=None):
             scaler.load_state_dict(state["scaler"])
             generator.set_state(state["generator"].cpu())
             log = state["log"]
-        print(f"{path.name}: {sizes} items, {n_classes} classes; {dtype} on {device}; "
+        where = "on the device" if ds.resident(device) else "in memory maps"
+        print(f"{path.name}: {sizes} items {where}, {n_classes} classes; {dtype} on {device}; "
               f"{n_epochs} epochs, {len(log) or 'none'} done before", flush=True)
 
         # ---- training: r.epochs of stage 1, then r.fusion_epochs of stage 2 ---------------------

@@ -106,19 +106,23 @@ class Dataset:
         if missing:
             raise DataError(f"{self.name} has no modality {', '.join(missing)}: it has {', '.join(self.modalities)}")
         chosen = copy.copy(self)
-        chosen.modalities, chosen._resident = {name: self.modalities[name] for name in names}, {}
+        chosen.modalities = {name: self.modalities[name] for name in names}
         return chosen
 
     def resident(self, device):
-        """{name: whole array on the device} where that fits into half of a GPU's free memory, else None (memory map)."""
+        """{name: whole array on the device} where they fit into half of a GPU's free memory, else None.
+
+        Of several `only` of one dataset, each array is sent once.
+        """
         if device.type != "cuda":
             return None
-        if device not in self._resident:
-            size = sum(mod.array.nbytes for mod in self.modalities.values())
-            fits = size < torch.cuda.mem_get_info(device)[0] / 2
-            self._resident[device] = fits and {name: torch.from_numpy(np.array(mod.array)).to(device)
-                                               for name, mod in self.modalities.items()}
-        return self._resident[device] or None
+        new = {name: mod.array for name, mod in self.modalities.items()
+               if (device, name) not in self._resident}
+        if sum(array.nbytes for array in new.values()) > torch.cuda.mem_get_info(device)[0] / 2:
+            return None
+        for name, array in new.items():
+            self._resident[device, name] = torch.from_numpy(np.array(array)).to(device)
+        return {name: self._resident[device, name] for name in self.modalities}
 
 
 def carve_val(assignment, labels, groups, fraction):
