@@ -1,10 +1,12 @@
 """AVE: 4,142 events of 28 kinds in YouTube clips of ten seconds; sound and picture of the event.
 
-Raw: AVE/<video>.mp4 and trainSet.txt, valSet.txt, testSet.txt (Category&VideoID&Quality&StartTime&EndTime).
+Raw: AVE/<video>.mp4 and trainSet.txt, valSet.txt, testSet.txt (lines
+Category&VideoID&Quality&StartTime&EndTime).
 
-official  the three lists, 3,338 / 402 / 402 (Annotations.txt has one row more, an event of no length)
-clean     official without the train rows whose video also stands in val or test. 45 events are listed twice, under two
-          categories (a man's and a woman's speech, say); 18 of them with a train row and another in val or test
+official  the three lists, 3,338 / 402 / 402 (Annotations.txt has one row more, without length)
+clean     official without the train rows whose video also stands in val or test. 45 events are
+          listed twice, under two categories (a man's and a woman's speech, say); 18 of them with a
+          train row and another in val or test
 """
 
 from data.media import RATE, check_there, fit_length, read_audio, read_frames, within
@@ -44,7 +46,8 @@ def index(raw, options):
              if code != PARTS["train"] or rows[name][1] not in held_out}
     modalities = {"audio": {"kind": "audio", "shape": (SECONDS * RATE,), "standardize": True},
                   "rgb": {"kind": "rgb", "shape": (FRAMES, 3, 256, 256), "framed": True}}
-    return Index(items, classes, modalities, {"official": official, "clean": clean}, EXPECTED, lists)
+    splits = {"official": official, "clean": clean}
+    return Index(items, classes, modalities, splits, EXPECTED, lists)
 
 
 def decode(item, options):

@@ -29,7 +29,7 @@ FRAMES, HEIGHT, WIDTH = 4, 60, 80
 
 
 def index(raw, options):
-    lips = find_folder(raw, "Lips", "avletters/Lips", "AVLetters/Lips")
+    lips = find_folder(raw, "Lips", "avletters/Lips")
     sound = find_folder(lips.parent, "Audio/mfcc/Clean")
     items = []
     for label, letter in enumerate(string.ascii_uppercase):

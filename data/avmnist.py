@@ -68,12 +68,11 @@ def index(raw, options):
 
 def find_idx(raw, stem, dimensions):
     """The idx file of that many dimensions, under one of its names. Raises DataError."""
-    names = [f"{stem}{mark}idx{dimensions}-ubyte{end}" for mark in "-." for end in ("", ".gz")]
+    name = f"{stem}[-.]idx{dimensions}-ubyte"
     for folder in ("", "MNIST", "mnist", "MNIST/raw"):
-        for name in names:
-            if (raw / folder / name).is_file():
-                return raw / folder / name
-    raise DataError(f"{raw} has no {names[0]}(.gz): put the four MNIST files there")
+        for path in find_files(raw / folder, f"{name}*"):
+            return path
+    raise DataError(f"{raw} has no {name}(.gz): put the four MNIST files there")
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,10 +1,13 @@
-"""CREMA-D: 7,442 clips of 91 actors speaking one of twelve sentences in one of six emotions; sound and face.
+"""CREMA-D: 7,442 clips of 91 actors speaking one of twelve sentences in one of six emotions; sound
+and face.
 
-Raw: AudioWAV/<id>.wav and VideoFlash/<id>.flv, id = actor_sentence_emotion_level; for the official split also train.csv
-and test.csv (lines `id,EMOTION`) of the OGM-GE or DI-MML repositories, in the same folder.
+Raw: AudioWAV/<id>.wav and VideoFlash/<id>.flv, id = actor_sentence_emotion_level; for the official
+split also train.csv and test.csv (lines `id,EMOTION`) of the OGM-GE or DI-MML repositories, in the
+same folder.
 
 official  the lists' 6,698 / 744; every actor stands in both parts
-clean     no actor in two parts: test are the actors whose number divides by 5 (18 of 91), val those that end in 3 (9)
+clean     no actor in two parts: test are the actors whose number divides by 5 (18 of 91), val those
+          that end in 3 (9)
 """
 
 from data.media import RATE, BadFile, evenly, fit_length, read_audio, read_frames
@@ -57,7 +60,7 @@ def index(raw, options):
 
 
 def decode(item, options):
-    """audio: the first 3 s, a shorter clip repeated; rgb: the middle frame of each third of the clip."""
+    """audio: the first 3 s, a shorter clip repeated; rgb: the middle frame of each third."""
     wav, flv = item.files
     sound = read_audio(wav, longest=LONGEST)
     seconds = len(sound) / RATE

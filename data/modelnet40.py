@@ -10,6 +10,7 @@ channel: the renders have no colour.
 official = clean  9,843 / 2,468 as the folders say; no object stands in both
 """
 
+import itertools
 import re
 
 from data.media import BadFile, check_file, read_off, read_picture, render, resize
@@ -40,7 +41,8 @@ def index(raw, options):
         raise DataError(f"{raw} holds {len(meshes)} meshes and the rendered views of {len(views)} "
                         "objects: put one kind elsewhere, so that it is known which is meant")
 
-    numbers = [0] if meshes else [number + start_of(views) for number in range(VIEWS)]
+    start = min([1, *itertools.chain(*views.values())])     # published views begin at 0 or at 1
+    numbers = [0] if meshes else [start + number for number in range(VIEWS)]
     notes = []
     if views and set().union(*views.values()) == {numbers[0], numbers[VIEWS // 2]}:
         numbers = [numbers[0], numbers[VIEWS // 2]]
@@ -60,11 +62,6 @@ def index(raw, options):
                   for name in (("front", "rear") if meshes else ("view1", "view7"))}
     splits = {"official": official, "clean": official}
     return Index(items, classes, modalities, splits, EXPECTED, notes=notes)
-
-
-def start_of(views):
-    """The number of an object's first view: published sets begin at 0 or at 1."""
-    return min(1, *(number for files in views.values() for number in files))
 
 
 def numbered(path, number):
