@@ -11,7 +11,7 @@ clean     official without the train rows whose video also stands in val or test
 
 from data.media import RATE, check_there, fit_length, read_audio, read_frames, within
 from data.prepare import Index, Item, assign, find_by_name, read_list
-from data.store import PARTS, DataError
+from data.store import PARTS, check
 
 SECONDS, FRAMES = 10, 4
 LONGEST = 12      # seconds; the clips were cut to 10
@@ -27,9 +27,9 @@ def index(raw, options):
     for part in PARTS:
         lists.append(home / f"{part}Set.txt")
         for row in read_list(lists[-1], "&;\t"):
-            if len(row) != 5 or not (row[3].isdecimal() and row[4].isdecimal()):
-                raise DataError(f"{lists[-1]}: {'&'.join(row)!r} is not "
-                                "Category&VideoID&Quality&StartTime&EndTime")
+            check(len(row) == 5 and row[3].isdecimal() and row[4].isdecimal(),
+                  f"{lists[-1]}: {'&'.join(row)!r} is not "
+                  "Category&VideoID&Quality&StartTime&EndTime")
             category, video, _, start, stop = row
             if int(stop) > int(start):
                 name = f"{video} {start}-{stop} {category}"

@@ -12,7 +12,7 @@ clean     no actor in two parts: test are the actors whose number divides by 5 (
 
 from data.media import RATE, BadFile, evenly, fit_length, read_audio, read_frames
 from data.prepare import Index, Item, assign, find_by_name, find_folder, read_list
-from data.store import DataError
+from data.store import check
 
 CLASSES = ["NEU", "HAP", "SAD", "FEA", "DIS", "ANG"]
 SECONDS, FRAMES = 3, 3
@@ -45,8 +45,8 @@ def index(raw, options):
     items = []
     for name in sorted(ids | set(official)):
         parts = name.split("_")
-        if len(parts) != 4 or parts[2] not in CLASSES or not parts[0].isdecimal():
-            raise DataError(f"{name!r} is no CREMA-D clip: actor_sentence_emotion_level expected")
+        check(len(parts) == 4 and parts[2] in CLASSES and parts[0].isdecimal(),
+              f"{name!r} is no CREMA-D clip: actor_sentence_emotion_level expected")
         files = [wavs.get(name.lower(), sound / f"{name}.wav"),
                  flvs.get(name.lower(), picture / f"{name}.flv")]
         items.append(Item(name, CLASSES.index(parts[2]), parts[0], [str(path) for path in files]))

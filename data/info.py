@@ -112,9 +112,9 @@ def colours(flow):
     return torch.stack([flow_to_image(torch.cat([frames, one]))[:-1] for frames in flow])
 
 
-def choose(splits, n, seed=0):
+def choose(splits, n):
     """Numbers of about n items, drawn at random, as many of each part of the first split."""
-    codes, rng = next(iter(splits.values())), np.random.default_rng(seed)
+    codes, rng = next(iter(splits.values())), np.random.default_rng(0)
     parts = [np.flatnonzero(codes == code) for code in PARTS.values() if (codes == code).any()]
     return np.concatenate([np.sort(rng.choice(part, min(n // len(parts), len(part)), replace=False))
                            for part in parts])
@@ -149,9 +149,9 @@ def contact_sheet(folder, path):
             row = torch.cat(pictures, 2).permute(1, 2, 0).numpy()
             sheet.paste(Image.fromarray(row), (x, LINE + i * (TILE + LINE)))
         x += TILE * len(rows[0])
-    of_code = {code: part for part, code in PARTS.items()}
+    codes = next(iter(splits.values()))
     for i, item in enumerate(items):
-        part = of_code[int(next(iter(splits.values()))[item])]
+        part = list(PARTS)[codes[item]]
         title = f"{meta['classes'][labels[item]]:.30}, {part}: {ids[item]}"     # a long id is cut
         write(draw, 4, (i + 1) * (TILE + LINE) + 1, title)
     with store.whole_file(path) as file:

@@ -296,11 +296,10 @@ def read_off(path):
     try:
         n_vertices, n_faces = (int(count) for count in rows[0][:2])
         corners, faces = rows[1:1 + n_vertices], rows[1 + n_vertices:]
-        counted = f"{len(rows) - 1} lines for {n_vertices} vertices and {n_faces} faces"
-        if min(n_vertices, n_faces) < 0 or len(faces) < n_faces:
-            raise BadFile(path, f"is cut off: {counted}")
-        if len(faces) > n_faces:
-            raise BadFile(path, f"has more than its header says: {counted}")
+        if n_vertices < 0 or len(faces) != n_faces:
+            what = "has more than its header says" if len(faces) > n_faces else "is cut off"
+            raise BadFile(path, f"{what}: {len(rows) - 1} lines for {n_vertices} vertices and "
+                                f"{n_faces} faces")
         if any(len(row) != 3 for row in corners):
             raise BadFile(path, f"has a line among its {n_vertices} vertices that is not x y z: "
                                 "its header may count wrongly")

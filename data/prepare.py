@@ -94,10 +94,10 @@ def find_by_name(folder, pattern):
     """{name without its ending, in lower case: file} of the files that match, in `folder` or up to
     two folders deeper. Raises DataError where a name is there twice."""
     found = {}
-    for path in (path for up in ("", "*/", "*/*/") for path in find_files(folder, up + pattern)):
-        other = found.setdefault(path.stem.lower(), path)
-        if other != path:
-            raise DataError(f"{other} and {path} have one name: remove the one that is wrong")
+    for deeper in ("", "*/", "*/*/"):
+        for path in find_files(folder, deeper + pattern):
+            other = found.setdefault(path.stem.lower(), path)
+            check(other == path, f"{other} and {path} have one name: remove the one that is wrong")
     return found
 
 
@@ -141,8 +141,7 @@ def read_list(path, separators):
             for line in text.splitlines() if line.strip()]
     if rows and not re.search(r"\d", "".join(rows[0])):
         del rows[0]
-    if not rows:
-        raise DataError(f"the list {path} is empty: see docs/datasets.md for where it comes from")
+    check(rows, f"the list {path} is empty: see docs/datasets.md for where it comes from")
     return rows
 
 

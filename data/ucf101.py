@@ -19,7 +19,7 @@ import numpy as np
 
 from data.media import BadFile, decode_stream, read_picture, resize, to_rgb
 from data.prepare import Index, Item, assign, find_by_name, find_files, find_folder, read_list
-from data.store import DataError
+from data.store import DataError, check
 
 EXPECTED = {"official": (9537, 0, 3783)}       # train, val, test
 FLOW_FRAMES, BOUND = 10, 20      # pixels of motion that become 0 and 255
@@ -32,8 +32,8 @@ FRAME = rf"(?!({U}|{V})$).*"             # holds several kinds
 def index(raw, options):
     lists = find_folder(raw, "ucfTrainTestlist")
     numbered = read_list(lists / "classInd.txt", ",; \t")
-    if any(len(row) != 2 for row in numbered):
-        raise DataError(f"{lists / 'classInd.txt'}: each line should be a number and a class")
+    check(all(len(row) == 2 for row in numbered),
+          f"{lists / 'classInd.txt'}: each line should be a number and a class")
     classes = [kind for _, kind in numbered]
     label = {kind.lower(): i for i, kind in enumerate(classes)}    # Hand[sS]tandPushups
     places = find_clips(raw, options)
@@ -44,8 +44,8 @@ def index(raw, options):
         for row in read_list(path, ",; \t"):                       # the test list has no label
             kind, _, file = row[0].partition("/")
             clip, kind = file.partition(".")[0], kind.lower()
-            if kind not in label or not re.search(r"_g\d\d_c\d\d$", clip):
-                raise DataError(f"{path}: {' '.join(row)!r} is not <Class>/v_<Class>_gXX_cYY.avi")
+            check(kind in label and re.search(r"_g\d\d_c\d\d$", clip),
+                  f"{path}: {' '.join(row)!r} is not <Class>/v_<Class>_gXX_cYY.avi")
             files = [str(found.get(clip.lower(), folder / clip)) for folder, found in places]
             items.append(Item(clip, label[kind], clip[:-4], files))
             assign(official, clip, code, path)
@@ -69,9 +69,8 @@ def find_clips(raw, options):
     def clips(folder):
         return folder, {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
 
-    if options["flow"] != "tvl1":
-        raise DataError(f"--flow {options['flow']} needs the videos, UCF-101/<Class>/v_*.avi, and "
-                        f"{raw} holds none: published flow is TV-L1")
+    check(options["flow"] == "tvl1", f"--flow {options['flow']} needs the videos, UCF-101/<Class>/"
+                                     f"v_*.avi, and {raw} holds none: published flow is TV-L1")
     frames = clips(find_folder(raw, "jpegs_256", "jpegs"))
     first = next(iter(frames[1].values()), raw)
     if any(re.match(f"{U}|{V}", path.name) for path in find_files(first, "*")):
