@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +20,21 @@ from data import store, synthetic
 from data.batches import Batches, pick_device
 from data.errors import DataError, exit_codes
 from data.files import claim, finished, half_done, print_table, provenance
-from data.store import PARTS, whole_file
+from data.store import PARTS, check, whole_file
 
 __all__ = ["DataError", "Dataset", "claim", "exit_codes", "finished", "half_done", "open_dataset",
            "pick_device", "print_table", "provenance", "whole_file"]
 
 HOW_TO_GET = {  # what a user downloads for `python -m data.prepare NAME --raw DIR`
-    "cremad": "CREMA-D (github.com/CheyneyComputerScience/CREMA-D): AudioWAV/*.wav and VideoFlash/*.flv",
-    "ave": "AVE (sites.google.com/view/audiovisualresearch): AVE/*.mp4, Annotations.txt and the three split lists",
-    "ucf101": "UCF101 (www.crcv.ucf.edu/data/UCF101.php): UCF-101/<Class>/*.avi and ucfTrainTestlist/",
+    "cremad": "CREMA-D (github.com/CheyneyComputerScience/CREMA-D): AudioWAV/*.wav and "
+              "VideoFlash/*.flv",
+    "ave": "AVE (sites.google.com/view/audiovisualresearch): AVE/*.mp4, Annotations.txt and the "
+           "three split lists",
+    "ucf101": "UCF101 (www.crcv.ucf.edu/data/UCF101.php): UCF-101/<Class>/*.avi and "
+              "ucfTrainTestlist/",
     "modelnet40": "ModelNet40 (modelnet.cs.princeton.edu): ModelNet40/<class>/{train,test}/*.off",
-    "avmnist": "a clone of free-spoken-digit-dataset (github.com/Jakobovski/free-spoken-digit-dataset) and the MNIST idx files",
+    "avmnist": "a clone of free-spoken-digit-dataset (github.com/Jakobovski/"
+               "free-spoken-digit-dataset) and the MNIST idx files",
     "avletters": "AVLetters (Matthews et al. 2002, to be requested from its authors): Lips/*.mat "
                  "and Audio/mfcc/Clean/*.mfcc",
 }
@@ -38,21 +43,26 @@ HOW_TO_GET = {  # what a user downloads for `python -m data.prepare NAME --raw D
 class Dataset:
     """One split of a prepared dataset. Made by `open_dataset`.
 
-    name, split  strings;  classes  list of C names;  modalities  {name: data.store.Modality}, in stored order
-    labels       (N,) int64, over all items;  ids  N strings;  fingerprint  {file: SHA-256}, says which data this is
+    classes      list of C names
+    modalities   {name: data.store.Modality}, in stored order
+    labels, ids  of all N items: (N,) int64, N strings
+    fingerprint  {file: SHA-256}, says which data this is
     """
 
-    def __init__(self, name, split, classes, modalities, labels, ids, groups, assignment, fingerprint, val):
-        self.name, self.split, self.classes, self.modalities = name, split, list(classes), dict(modalities)
+    def __init__(self, name, split, classes, modalities, labels, ids, groups, assignment,
+                 fingerprint, val):
+        self.name, self.split = name, split
+        self.classes, self.modalities = list(classes), dict(modalities)
         self.labels, self.ids, self.groups = np.asarray(labels, dtype=np.int64), ids, groups
-        options = json.dumps(self.description, sort_keys=True).encode()     # crops, means: not in the files
+        # crops, means: not in the files
+        options = json.dumps(self.description, sort_keys=True).encode()
         self.fingerprint = {**fingerprint, "description": hashlib.sha256(options).hexdigest()}
-        self.val, self.carved = val, val > 0 and not (np.asarray(assignment) == PARTS["val"]).any()
+        self.val, self.carved = val, val > 0 and PARTS["val"] not in assignment
         self._parts = carve_val(np.array(assignment), self.labels, groups, val)
         self._resident = {}
 
     def indices(self, part):
-        """Item numbers of "train", "val" or "test", ascending, (n,) int64. Raises KeyError for another part."""
+        """Item numbers of "train", "val" or "test", ascending: (n,) int64."""
         return np.flatnonzero(self._parts == PARTS[part])
 
     def batches(self, part, batch_size, device="cpu", augment=False, generator=None):
@@ -61,59 +71,54 @@ class Dataset:
 
     @property
     def description(self):
-        """What a checkpoint says of its data, so that it can be used without them: plain values."""
+        """What a checkpoint says of its data, so that it can be used without them."""
         return dict(classes=self.classes, modalities={
             m: dict(kind=mod.kind, in_channels=mod.in_channels, **mod.options)
             for m, mod in self.modalities.items()})
 
     def check(self, batch_size):
-        """Before the first step: raises DataError where training cannot go well, warns of what is odd."""
+        """Before the first step: raises DataError where training cannot go well, warns of what is
+        odd."""
         train, val = (self.labels[self.indices(part)] for part in ("train", "val"))
-        counts = np.bincount(train, minlength=len(self.classes))
-        if batch_size > len(train):
-            raise DataError(f"--batch-size {batch_size} is larger than the {len(train)} train items")
-        if batch_size < 2:
-            raise DataError("--batch-size must be at least 2: BatchNorm needs more than one item")
-        if (counts > 0).sum() < 2:
-            raise DataError(f"all {len(train)} train items of {self.name} are of one class: nothing to "
-                            "tell apart")
+        check(batch_size <= len(train),
+              f"--batch-size {batch_size} is larger than the {len(train)} train items")
+        check(batch_size > 1, "--batch-size must be at least 2: BatchNorm needs more than one item")
+        check(len(np.unique(train)) > 1, f"all {len(train)} train items of {self.name} are of one "
+                                         "class: nothing to tell apart")
         for m, mod in self.modalities.items():
-            if mod.kind == "spectrogram":
-                for start in range(0, len(mod.array), 256):     # a few items at a time: it may be huge
-                    finite = np.isfinite(mod.array[start:start + 256]).all((1, 2, 3))
-                    if not finite.all():
-                        raise DataError(f"{m} of item {self.ids[start + finite.argmin()]!r} of {self.name}"
-                                        " is not finite: prepare the dataset again")
-        if not counts.all():
-            missing = [self.classes[c] for c in np.flatnonzero(counts == 0)]
+            if mod.kind == "spectrogram" and (bad := store.not_finite(mod.array)):
+                raise DataError(f"{m} of item {self.ids[bad[0]]!r} of {self.name} is not finite: "
+                                "prepare the dataset again")
+        missing = [name for c, name in enumerate(self.classes) if c not in train]
+        if missing:
             print(f"warning: no train items of {len(missing)} classes: {', '.join(missing):.200}",
                   file=sys.stderr)
         share = len(val) / (len(val) + len(train))
         if self.carved and not 0.5 * self.val < share < 2 * self.val:
-            print(f"warning: {share:.0%} of the training items are held out, not {self.val:.0%}: classes or "
-                  "groups (speakers, videos) cannot be split more finely", file=sys.stderr)
+            print(f"warning: {share:.0%} of the training items are held out, not {self.val:.0%}: "
+                  "classes or groups (speakers, videos) cannot be split more finely",
+                  file=sys.stderr)
 
     @property
     def why_no_val(self):
         """Why there are no validation items, in words."""
         if not self.val:
             return "--val 0 holds none out"
-        return "each class has but one group (speaker, video) or item to train on, and that is not held out"
+        return ("each class has but one group (speaker, video) or item to train on, and that is "
+                "not held out")
 
     def only(self, *names):
-        """The same items with these modalities alone. Raises DataError for a name that is not there."""
-        missing = [name for name in names if name not in self.modalities]
-        if missing:
-            raise DataError(f"{self.name} has no modality {', '.join(missing)}: it has {', '.join(self.modalities)}")
+        """The same items with these modalities alone. Raises DataError for a name not there."""
+        for name in names:
+            check(name in self.modalities, f"{self.name} has no modality {name}: it has "
+                                           f"{', '.join(self.modalities)}")
         chosen = copy.copy(self)
         chosen.modalities = {name: self.modalities[name] for name in names}
         return chosen
 
     def resident(self, device):
-        """{name: whole array on the device} where they fit into half of a GPU's free memory, else None.
-
-        Of several `only` of one dataset, each array is sent once.
-        """
+        """{name: whole array on the device} where they fit into half of a GPU's free memory, else
+        None. Of several `only` of one dataset, each array is sent once."""
         if device.type != "cuda":
             return None
         new = {name: mod.array for name, mod in self.modalities.items()
@@ -126,10 +131,11 @@ class Dataset:
 
 
 def carve_val(assignment, labels, groups, fraction):
-    """Move `fraction` of each class's train items to val, if the split has no val part of its own; returns the codes.
+    """Move `fraction` of each class's train items to val, if the split has no val part of its own;
+    returns the codes.
 
-    The same items for every seed. Where train and test share no group (actor, video), neither shall train and val:
-    whole groups are moved then.
+    The same items for every seed. Where train and test share no group (actor, video), neither shall
+    train and val: whole groups are moved then.
     """
     train, val, test = (assignment == PARTS[part] for part in ("train", "val", "test"))
     if fraction == 0:
@@ -141,11 +147,10 @@ def carve_val(assignment, labels, groups, fraction):
     units = np.asarray(groups) if by_group else np.arange(len(labels))
     total = np.bincount(labels[train])
     wanted, moved = fraction * total, np.zeros(len(total))
-    order = np.random.default_rng(0).permutation(np.unique(units[train]))
-    members = {}
+    members = defaultdict(list)
     for item in np.flatnonzero(train):
-        members.setdefault(units[item], []).append(item)
-    for unit in order:
+        members[units[item]].append(item)
+    for unit in np.random.default_rng(0).permutation(sorted(members)):
         count = np.bincount(labels[members[unit]], minlength=len(wanted))
         enough = (moved < wanted) & (moved + count < total)      # a class never loses its last unit
         if enough[count > 0].all():
@@ -155,43 +160,48 @@ def carve_val(assignment, labels, groups, fraction):
 
 
 def open_dataset(name_or_folder="synthetic", root="datasets", split=None, val=0.1):
-    """Open a prepared dataset: "synthetic" (made in memory), a name under `root`, or the path of a prepared folder.
+    """Open a prepared dataset: "synthetic" (made in memory), a name under `root`, or the path of a
+    prepared folder.
 
-    split: one of its splits, None for the first.
-    val: the share of the training items held out for validation where the split brings no val part; 0 for none.
-    Returns a Dataset. Raises DataError when it is not there (and says how to get it), or is damaged.
+    split  one of its splits, None for the first
+    val    the share of the training items held out for validation where the split brings no val
+           part, 0 for none
+    Raises DataError when it is not there (and says how to get it), or is damaged.
     """
-    if not 0 <= val < 1:
-        raise DataError(f"val is {val}: the share of training items to hold out must be at least 0 and below 1")
+    check(0 <= val < 1, f"val is {val}: the share of training items to hold out must be at least 0 "
+                        "and below 1")
     if name_or_folder == "synthetic":
-        arrays = synthetic.make()
-        name, meta = "synthetic", {"classes": arrays["classes"], "sha256": {"synthetic": synthetic.digest(arrays)}}
-        modalities = {key: store.modality(**spec) for key, spec in arrays["modalities"].items()}
-        labels, splits, ids, groups = arrays["labels"], arrays["splits"], arrays["ids"], None
+        made, name, groups = synthetic.make(), "synthetic", None
+        modalities = store.modalities_of(made["modalities"])
+        labels, splits, classes, ids = (made[k] for k in ("labels", "splits", "classes", "ids"))
+        sha256 = {"synthetic": synthetic.digest(made)}
     else:
         folder = find_prepared(name_or_folder, root)
-        name = Path(os.path.abspath(Path(name_or_folder).expanduser())).name   # as asked for: links keep theirs
+        # as asked for: links keep their name
+        name = Path(os.path.abspath(Path(name_or_folder).expanduser())).name
         meta, modalities, labels, splits, ids, groups = store.read(folder)
+        classes, sha256 = meta["classes"], meta["sha256"]
     split = split or next(iter(splits))
-    if split not in splits:
-        raise DataError(f"{name} has no split {split!r}: it has {', '.join(splits)}")
-    ds = Dataset(name, split, meta["classes"], modalities, labels, ids, groups, splits[split], meta["sha256"], val)
-    if len(ds.indices("train")) == 0:
-        raise DataError(f"val {val} leaves nothing to train on in split {split!r} of {name}")
+    check(split in splits, f"{name} has no split {split!r}: it has {', '.join(splits)}")
+    ds = Dataset(name, split, classes, modalities, labels, ids, groups, splits[split], sha256, val)
+    check(len(ds.indices("train")), f"val {val} leaves nothing to train on in split {split!r} of "
+                                    f"{name}")
     return ds
 
 
 def find_prepared(name_or_folder, root="datasets"):
-    """The prepared folder of that name under `root`, or at that path. Raises DataError that says how to get it."""
-    places = [Path(root).expanduser() / name_or_folder]
-    if name_or_folder not in HOW_TO_GET:
-        places.insert(0, Path(name_or_folder).expanduser())
+    """The prepared folder of that name under `root`, or at that path. Raises DataError that says
+    how to get it."""
+    name, places = name_or_folder, [Path(root).expanduser() / name_or_folder]
+    if name not in HOW_TO_GET:
+        places.insert(0, Path(name).expanduser())
     for place in places:
         if place.is_dir():
             return place
-    if name_or_folder in HOW_TO_GET:
-        raise DataError(f"{name_or_folder} is not prepared (no folder {places[0]}). Download {HOW_TO_GET[name_or_folder]}; put it "
-                        f"into a folder DIR; then run: python -m data.prepare {name_or_folder} --raw DIR --data-dir {root}")
-    raise DataError(f"there is no prepared folder {str(name_or_folder)!r}, neither as a path nor under "
+    if name in HOW_TO_GET:
+        raise DataError(f"{name} is not prepared (no folder {places[0]}). Download "
+                        f"{HOW_TO_GET[name]}; put it into a folder DIR; then run: "
+                        f"python -m data.prepare {name} --raw DIR --data-dir {root}")
+    raise DataError(f"there is no prepared folder {str(name)!r}, neither as a path nor under "
                     f"{root}. Known datasets: {', '.join(HOW_TO_GET)}; for your own arrays see "
                     "docs/your_data.md")

@@ -1,15 +1,17 @@
 """AVE: 4,142 events of 28 kinds in YouTube clips of ten seconds; sound and picture of the event.
 
-Raw: AVE/<video>.mp4 and trainSet.txt, valSet.txt, testSet.txt (Category&VideoID&Quality&StartTime&EndTime).
+Raw: AVE/<video>.mp4 and trainSet.txt, valSet.txt, testSet.txt (lines
+Category&VideoID&Quality&StartTime&EndTime).
 
-official  the three lists, 3,338 / 402 / 402 (Annotations.txt has one row more, an event of no length)
-clean     official without the train rows whose video also stands in val or test. 45 events are listed twice, under two
-          categories (a man's and a woman's speech, say); 18 of them with a train row and another in val or test
+official  the three lists, 3,338 / 402 / 402 (Annotations.txt has one row more, without length)
+clean     official without the train rows whose video also stands in val or test. 45 events are
+          listed twice, under two categories (a man's and a woman's speech, say); 18 of them with a
+          train row and another in val or test
 """
 
 from data.media import RATE, check_there, fit_length, read_audio, read_frames, within
 from data.prepare import Index, Item, assign, find_by_name, read_list
-from data.store import PARTS, DataError
+from data.store import PARTS, check
 
 SECONDS, FRAMES = 10, 4
 LONGEST = 12      # seconds; the clips were cut to 10
@@ -25,9 +27,9 @@ def index(raw, options):
     for part in PARTS:
         lists.append(home / f"{part}Set.txt")
         for row in read_list(lists[-1], "&;\t"):
-            if len(row) != 5 or not (row[3].isdecimal() and row[4].isdecimal()):
-                raise DataError(f"{lists[-1]}: {'&'.join(row)!r} is not "
-                                "Category&VideoID&Quality&StartTime&EndTime")
+            check(len(row) == 5 and row[3].isdecimal() and row[4].isdecimal(),
+                  f"{lists[-1]}: {'&'.join(row)!r} is not "
+                  "Category&VideoID&Quality&StartTime&EndTime")
             category, video, _, start, stop = row
             if int(stop) > int(start):
                 name = f"{video} {start}-{stop} {category}"
@@ -44,7 +46,8 @@ def index(raw, options):
              if code != PARTS["train"] or rows[name][1] not in held_out}
     modalities = {"audio": {"kind": "audio", "shape": (SECONDS * RATE,), "standardize": True},
                   "rgb": {"kind": "rgb", "shape": (FRAMES, 3, 256, 256), "framed": True}}
-    return Index(items, classes, modalities, {"official": official, "clean": clean}, EXPECTED, lists)
+    splits = {"official": official, "clean": clean}
+    return Index(items, classes, modalities, splits, EXPECTED, lists)
 
 
 def decode(item, options):

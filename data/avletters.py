@@ -19,7 +19,7 @@ import numpy as np
 
 from data.media import BadFile, check_file
 from data.prepare import Index, Item, find_files, find_folder
-from data.store import DataError
+from data.store import check
 
 SPEAKERS = ["Anya", "Bill", "Faye", "John", "Kate", "Nicola", "Stephen", "Steve", "Verity", "Yi"]
 CLEAN = dict.fromkeys(SPEAKERS, 0) | {"Stephen": 1, "Steve": 1, "Verity": 2, "Yi": 2}
@@ -29,7 +29,7 @@ FRAMES, HEIGHT, WIDTH = 4, 60, 80
 
 
 def index(raw, options):
-    lips = find_folder(raw, "Lips", "avletters/Lips", "AVLetters/Lips")
+    lips = find_folder(raw, "Lips", "avletters/Lips")
     sound = find_folder(lips.parent, "Audio/mfcc/Clean")
     items = []
     for label, letter in enumerate(string.ascii_uppercase):
@@ -39,9 +39,8 @@ def index(raw, options):
             items.append(Item(name, label, speaker, files))
     known = {path for item in items for path in item.files}
     for path in [*find_files(sound, "*.mfcc"), *find_files(lips, "*.mat")]:
-        if str(path) not in known:
-            raise DataError(f"{path} is none of the {len(items)} letters: A to Z, repetition 1 to "
-                            f"3, speaker {', '.join(SPEAKERS)}")
+        check(str(path) in known, f"{path} is none of the {len(items)} letters: A to Z, repetition "
+                                  f"1 to 3, speaker {', '.join(SPEAKERS)}")
     official = {item.id: 2 if item.id[1] == "3" else 0 for item in items}
     clean = {item.id: CLEAN[item.group] for item in items}
 

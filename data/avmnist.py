@@ -22,7 +22,7 @@ import numpy as np
 
 from data.media import RATE, read_audio
 from data.prepare import Index, Item, find_files, find_folder
-from data.store import DataError
+from data.store import DataError, check
 
 EXPECTED = {"full": (2700, 0, 300), "small": (240, 0, 300)}      # train, val, test
 SAMPLES = 8_000     # half a second at 16 kHz: 70 % of the recordings are shorter
@@ -35,8 +35,7 @@ def index(raw, options):
     items, full, small = [], {}, {}
     for path in find_files(recordings, "*.wav"):
         match = re.fullmatch(r"(\d)_(\w+)_(\d+)", path.stem, re.ASCII)
-        if not match:
-            raise DataError(f"{path} is not named {{digit}}_{{speaker}}_{{index}}.wav")
+        check(match, f"{path} is not named {{digit}}_{{speaker}}_{{index}}.wav")
         digit, speaker, number = int(match[1]), match[2], int(match[3])
         items.append(Item(path.stem, digit, speaker, [str(path)]))
         full[path.stem] = 2 if number < 5 else 0
@@ -46,15 +45,14 @@ def index(raw, options):
     for part, stem in ((0, "train"), (2, "t10k")):
         images, labels = find_idx(raw, f"{stem}-images", 3), find_idx(raw, f"{stem}-labels", 1)
         digits, pictures = read_idx(labels, 1), read_idx(images, 3)
-        if len(pictures) != len(digits) or pictures.shape[1:] != (28, 28) or digits.max() > 9:
-            raise DataError(f"{images} and {labels} do not go together: images {pictures.shape}, "
-                            f"{len(digits)} labels from {digits.min()} to {digits.max()}")
+        check(pictures.shape == (len(digits), 28, 28) and digits.max() < 10,
+              f"{images} and {labels} do not go together: images {pictures.shape}, {len(digits)} "
+              f"labels from {digits.min()} to {digits.max()}")
         for digit in range(10):
             of_part = [item for item in items if item.label == digit and full[item.id] == part]
             chosen = rng.permutation(np.flatnonzero(digits == digit))
-            if len(chosen) < len(of_part):
-                raise DataError(f"{labels} has {len(chosen)} images of a {digit}, there are "
-                                f"{len(of_part)} recordings of it")
+            check(len(chosen) >= len(of_part), f"{labels} has {len(chosen)} images of a {digit}, "
+                                               f"there are {len(of_part)} recordings of it")
             for item, image in zip(of_part, chosen):
                 item.files.append(str(images))
                 item.detail = {"image": int(image)}
@@ -68,12 +66,11 @@ def index(raw, options):
 
 def find_idx(raw, stem, dimensions):
     """The idx file of that many dimensions, under one of its names. Raises DataError."""
-    names = [f"{stem}{mark}idx{dimensions}-ubyte{end}" for mark in "-." for end in ("", ".gz")]
+    name = f"{stem}[-.]idx{dimensions}-ubyte"
     for folder in ("", "MNIST", "mnist", "MNIST/raw"):
-        for name in names:
-            if (raw / folder / name).is_file():
-                return raw / folder / name
-    raise DataError(f"{raw} has no {names[0]}(.gz): put the four MNIST files there")
+        for path in find_files(raw / folder, f"{name}*"):
+            return path
+    raise DataError(f"{raw} has no {name}(.gz): put the four MNIST files there")
 
 
 @functools.lru_cache(maxsize=4)
@@ -90,13 +87,13 @@ def read_idx(path, dimensions):
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is no whole MNIST file: {error}") from None
     start = 4 + 4 * dimensions
-    if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) < start:
-        raise DataError(f"{path} is no MNIST file of {dimensions} dimensions: it begins with "
-                        f"{data[:4].hex(' ')}")
+    check(data[:4] == bytes([0, 0, 8, dimensions]) and len(data) >= start,
+          f"{path} is no MNIST file of {dimensions} dimensions: it begins with "
+          f"{data[:4].hex(' ')}")
     shape = np.frombuffer(data, ">i4", dimensions, 4).astype(int)
-    if (shape < 1).any() or math.prod(shape.tolist()) != len(data) - start:
-        raise DataError(f"{path} is no whole MNIST file: {len(data) - start} bytes for "
-                        f"{' x '.join(map(str, shape))}")
+    check(shape.min() > 0 and math.prod(shape.tolist()) == len(data) - start,
+          f"{path} is no whole MNIST file: {len(data) - start} bytes for "
+          f"{' x '.join(map(str, shape))}")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 

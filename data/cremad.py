@@ -1,15 +1,18 @@
-"""CREMA-D: 7,442 clips of 91 actors speaking one of twelve sentences in one of six emotions; sound and face.
+"""CREMA-D: 7,442 clips of 91 actors speaking one of twelve sentences in one of six emotions; sound
+and face.
 
-Raw: AudioWAV/<id>.wav and VideoFlash/<id>.flv, id = actor_sentence_emotion_level; for the official split also train.csv
-and test.csv (lines `id,EMOTION`) of the OGM-GE or DI-MML repositories, in the same folder.
+Raw: AudioWAV/<id>.wav and VideoFlash/<id>.flv, id = actor_sentence_emotion_level; for the official
+split also train.csv and test.csv (lines `id,EMOTION`) of the OGM-GE or DI-MML repositories, in the
+same folder.
 
 official  the lists' 6,698 / 744; every actor stands in both parts
-clean     no actor in two parts: test are the actors whose number divides by 5 (18 of 91), val those that end in 3 (9)
+clean     no actor in two parts: test are the actors whose number divides by 5 (18 of 91), val those
+          that end in 3 (9)
 """
 
 from data.media import RATE, BadFile, evenly, fit_length, read_audio, read_frames
 from data.prepare import Index, Item, assign, find_by_name, find_folder, read_list
-from data.store import DataError
+from data.store import check
 
 CLASSES = ["NEU", "HAP", "SAD", "FEA", "DIS", "ANG"]
 SECONDS, FRAMES = 3, 3
@@ -42,8 +45,8 @@ def index(raw, options):
     items = []
     for name in sorted(ids | set(official)):
         parts = name.split("_")
-        if len(parts) != 4 or parts[2] not in CLASSES or not parts[0].isdecimal():
-            raise DataError(f"{name!r} is no CREMA-D clip: actor_sentence_emotion_level expected")
+        check(len(parts) == 4 and parts[2] in CLASSES and parts[0].isdecimal(),
+              f"{name!r} is no CREMA-D clip: actor_sentence_emotion_level expected")
         files = [wavs.get(name.lower(), sound / f"{name}.wav"),
                  flvs.get(name.lower(), picture / f"{name}.flv")]
         items.append(Item(name, CLASSES.index(parts[2]), parts[0], [str(path) for path in files]))
@@ -57,7 +60,7 @@ def index(raw, options):
 
 
 def decode(item, options):
-    """audio: the first 3 s, a shorter clip repeated; rgb: the middle frame of each third of the clip."""
+    """audio: the first 3 s, a shorter clip repeated; rgb: the middle frame of each third."""
     wav, flv = item.files
     sound = read_audio(wav, longest=LONGEST)
     seconds = len(sound) / RATE

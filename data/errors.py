@@ -7,7 +7,7 @@ import sys
 
 
 class DataError(Exception):
-    """Something that the user can put right; the message says what is wrong, where, and what to do."""
+    """What the user can put right; the message says what is wrong, where, and what to do."""
 
 
 @contextlib.contextmanager
@@ -18,7 +18,7 @@ def exit_codes(prog):
     1    FloatingPointError: a loss that is not finite
     130  Ctrl-C;  143  SIGTERM;  141  whoever read the output (`| head`) has gone
     """
-    with contextlib.suppress(ValueError):       # only the main thread may; elsewhere SIGTERM stays as it is
+    with contextlib.suppress(ValueError):       # only the main thread may; elsewhere it stays
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     for stream in (sys.stdout, sys.stderr):     # a character that the locale lacks becomes \xe9
         stream.reconfigure(errors="backslashreplace")
@@ -26,12 +26,14 @@ def exit_codes(prog):
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())      # the last flush would fail again
+        # the last flush would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"{prog}: stopped: nobody reads the output any more", file=sys.stderr)
         sys.exit(141)
     except (DataError, OSError, FloatingPointError) as error:
-        named = isinstance(error, OSError) and error.filename
-        print(f"{prog}: error: {f'{error.filename}: {error.strerror}' if named else error}", file=sys.stderr)
+        if isinstance(error, OSError) and error.filename:
+            error = f"{error.filename}: {error.strerror}"
+        print(f"{prog}: error: {error}", file=sys.stderr)
         sys.exit(1 if isinstance(error, FloatingPointError) else 2)
     except (KeyboardInterrupt, SystemExit) as stop:
         code = 130 if isinstance(stop, KeyboardInterrupt) else stop.code

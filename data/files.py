@@ -1,4 +1,4 @@
-"""The files of a run: written whole or not at all, claimed by one run at a time, read with suspicion."""
+"""The files of a run: claimed by one run at a time, read with suspicion."""
 
 import contextlib
 import json
@@ -12,11 +12,13 @@ import torch
 from filelock import FileLock, Timeout
 
 from data.errors import DataError
+from data.store import check
 
 
 @contextlib.contextmanager
 def claim(path):
-    """Keep every other run from the name `path` while the block lasts. Raises DataError if one has it."""
+    """Keep every other run from the name `path` while the block lasts. Raises DataError if one has
+    it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f"{path}.lock", timeout=0):
@@ -29,8 +31,8 @@ def claim(path):
 def half_done(path, config, n_epochs, resume, device="cpu"):
     """The checkpoint at <path>.pt to go on from; None if there is none. Nothing in it is executed.
 
-    Raises DataError if it is of another config, if `resume` was not asked for, or if it is damaged: cut,
-    or with a bit changed, which torch alone would load.
+    Raises DataError if it is of another config, if `resume` was not asked for, or if it is damaged:
+    cut, or with a bit changed, which torch alone would load.
     """
     try:
         with zipfile.ZipFile(f"{path}.pt") as archive:
@@ -41,18 +43,18 @@ def half_done(path, config, n_epochs, resume, device="cpu"):
     except FileNotFoundError:
         return None
     except Exception as error:      # torch and zipfile raise many kinds for a damaged file
-        raise DataError(f"{path}.pt is damaged ({type(error).__name__}): remove it to start anew") from error
-    if then != config:
-        raise DataError(f"{path}.pt is of another run: {', '.join(differences(then, config))}; choose "
-                        "another --out")
-    if not resume:
-        raise DataError(f"{path}.pt is at epoch {done} of {n_epochs}: --resume goes on, another --out "
-                        "starts anew")
+        raise DataError(f"{path}.pt is damaged ({type(error).__name__}): remove it to start "
+                        "anew") from error
+    check(then == config, f"{path}.pt is of another run: {', '.join(differences(then, config))}; "
+                          "choose another --out")
+    check(resume, f"{path}.pt is at epoch {done} of {n_epochs}: --resume goes on, another --out "
+                  "starts anew")
     return state
 
 
 def differences(then, now):
-    """Where two configs differ, in words: ["lr 0.003 (now 0.5)", ...]. Entries of a dict in them count singly."""
+    """Where two configs differ, in words: ["lr 0.003 (now 0.5)", ...]. Entries of a dict in them
+    count singly."""
     words = []
     for key in {**then, **now}:
         a, b = then.get(key), now.get(key)
@@ -75,40 +77,44 @@ def finished(path, config):
         return None
     except (ValueError, AttributeError):
         raise DataError(f"{path}.json is no result: remove it, or choose another --out") from None
-    if then != config:
-        raise DataError(f"{path}.json is the result of another run: {', '.join(differences(then, config))}; "
-                        "choose another --out")
+    check(then == config, f"{path}.json is the result of another run: "
+                          f"{', '.join(differences(then, config))}; choose another --out")
     return result
 
 
 def provenance(script, device):
     """What a result says of its making: commit, device and versions.
 
-    The commit ends in -dirty if the script or the package `data` is changed or untracked; it is None
-    where git cannot tell.
+    The commit ends in -dirty if the script or the package `data` is changed or untracked; it is
+    None where git cannot tell.
     """
     def git(*words):
-        where = ["git", "-C", str(script.parent)]
-        return subprocess.run([*where, *words], capture_output=True, text=True).stdout.strip()
+        command = ["git", "-C", str(script.parent), *words]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
     script = Path(script).resolve()
     try:
         commit = git("rev-parse", "HEAD")
-        dirty = git("status", "--porcelain", "--", script.name, "data") or not git("ls-files", script.name)
+        changed = git("status", "--porcelain", "--", script.name, "data")
+        dirty = changed or not git("ls-files", script.name)     # not tracked, and ignored
     except OSError:         # no git here
         commit = ""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU"
-    return dict(commit=commit and commit + "-dirty" * bool(dirty) or None, device=name, versions=dict(
+    commit = commit and commit + "-dirty" * bool(dirty)
+    name = f"{platform.machine()} CPU"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    return dict(commit=commit or None, device=name, versions=dict(
         python=platform.python_version(), torch=str(torch.__version__), numpy=np.__version__))
 
 
 def print_table(result, compare):
-    """A result for a person: our heads, the answer first, then the encoders; `compare` says with what."""
+    """A result for a person: our heads, then the encoders; `compare` is printed below."""
     rows = [(head + " (the answer)" * (head == result["answer"]), rules, None)
             for head, rules in result["heads"].items()]
     rows += [(f"encoder of {m}", result["modality_heads"].get(m, {}), probe)
              for m, probe in result["probes"].items()]
-    print(f"\n{'test, %':24}{'last':>8}{'best val':>10}{'best test':>11}{'macro-F1':>10}{'probe':>8}")
+    print(f"\n{'test, %':24}{'last':>8}{'best val':>10}{'best test':>11}{'macro-F1':>10}"
+          f"{'probe':>8}")
     for name, rules, probe in rows:
         cells = [rules.get(rule, {}).get("accuracy") for rule in ("last", "best_val", "best_test")]
         cells += [rules.get("last", {}).get("macro_f1"), probe]

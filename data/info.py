@@ -19,8 +19,8 @@ from torchvision.utils import flow_to_image
 
 from data import find_prepared, store
 from data.batches import log_spectrogram
-from data.errors import DataError, exit_codes
-from data.store import PARTS, UNUSED, plain
+from data.errors import exit_codes
+from data.store import PARTS, UNUSED, check, plain
 
 TILE, LINE = 128, 18    # pixels of the contact sheet: a picture's sides, the height of a text line
 ROWS = 8
@@ -112,9 +112,9 @@ def colours(flow):
     return torch.stack([flow_to_image(torch.cat([frames, one]))[:-1] for frames in flow])
 
 
-def choose(splits, n, seed=0):
+def choose(splits, n):
     """Numbers of about n items, drawn at random, as many of each part of the first split."""
-    codes, rng = next(iter(splits.values())), np.random.default_rng(seed)
+    codes, rng = next(iter(splits.values())), np.random.default_rng(0)
     parts = [np.flatnonzero(codes == code) for code in PARTS.values() if (codes == code).any()]
     return np.concatenate([np.sort(rng.choice(part, min(n // len(parts), len(part)), replace=False))
                            for part in parts])
@@ -149,9 +149,9 @@ def contact_sheet(folder, path):
             row = torch.cat(pictures, 2).permute(1, 2, 0).numpy()
             sheet.paste(Image.fromarray(row), (x, LINE + i * (TILE + LINE)))
         x += TILE * len(rows[0])
-    of_code = {code: part for part, code in PARTS.items()}
+    codes = next(iter(splits.values()))
     for i, item in enumerate(items):
-        part = of_code[int(next(iter(splits.values()))[item])]
+        part = list(PARTS)[codes[item]]
         title = f"{meta['classes'][labels[item]]:.30}, {part}: {ids[item]}"     # a long id is cut
         write(draw, 4, (i + 1) * (TILE + LINE) + 1, title)
     with store.whole_file(path) as file:
@@ -161,22 +161,20 @@ def contact_sheet(folder, path):
 def main(argv=None):
     parser = argparse.ArgumentParser(
         "python -m data.info", description="Counts, leaks, contact sheet of a prepared dataset.")
-    parser.add_argument("name", type=os.path.expanduser,
-                        help="a name under --data-dir or the path of a prepared folder")
-    parser.add_argument("--data-dir", default="datasets", type=os.path.expanduser,
+    parser.add_argument("name", help="a name under --data-dir or the path of a prepared folder")
+    parser.add_argument("--data-dir", default="datasets",
                         help="where prepared datasets lie (default: %(default)s)")
-    parser.add_argument("--sheet", type=os.path.expanduser,
-                        help="where the PNG goes (default: NAME-contact-sheet.png here)")
+    parser.add_argument("--sheet", help="where the PNG goes (default: NAME-contact-sheet.png here)")
     args = parser.parse_args(argv)
     with exit_codes(parser.prog):
-        sheet = Path(args.sheet or f"{Path(os.path.abspath(args.name)).name}-contact-sheet.png")
-        if sheet.suffix not in ("", ".png"):
-            raise DataError(f"--sheet {sheet}: the contact sheet is a PNG, call it "
-                            f"{sheet.stem}.png")
-        folder = find_prepared(args.name, args.data_dir)
+        name = Path(os.path.abspath(Path(args.name).expanduser())).name
+        sheet = Path(args.sheet or f"{name}-contact-sheet.png").expanduser()
+        check(sheet.suffix in ("", ".png"),
+              f"--sheet {sheet}: the contact sheet is a PNG, call it {sheet.stem}.png")
+        folder, sheet = find_prepared(args.name, args.data_dir), sheet.with_suffix(".png")
         describe(folder)
-        contact_sheet(folder, sheet.with_suffix(".png"))
-        print(f"\ncontact sheet: {sheet.with_suffix('.png')}")
+        contact_sheet(folder, sheet)
+        print(f"\ncontact sheet: {sheet}")
 
 
 if __name__ == "__main__":

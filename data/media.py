@@ -7,6 +7,7 @@ what can stand below; `data.prepare` records them in meta.json.
 """
 
 import os
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ def decode_stream(path, kind, what, longest=None, keep=lambda frame: frame):
     av.logging.set_level(av.logging.PANIC)
     check_file(path)
     frames, failure = [], None
-    stamps = {}                              # {stream: [(seconds, duration) of its packets]}
+    stamps = defaultdict(list)               # {stream: [(seconds, duration) of its packets]}
     try:
         with av.open(str(path), metadata_errors="ignore") as container:
             stream = next(iter(getattr(container.streams, kind)), None)
@@ -101,9 +102,8 @@ def decode_stream(path, kind, what, longest=None, keep=lambda frame: frame):
             try:
                 for packet in container.demux():
                     if packet.pts is not None:
-                        at, length = packet.pts, packet.duration or 0
-                        stamps.setdefault(packet.stream.index, []).append(
-                            (at * packet.time_base, length * packet.time_base))
+                        times = packet.pts, packet.duration or 0
+                        stamps[packet.stream.index].append([t * packet.time_base for t in times])
                     if packet.stream.index != chosen or failure:
                         continue
                     try:
@@ -126,13 +126,13 @@ def decode_stream(path, kind, what, longest=None, keep=lambda frame: frame):
     if not frames:
         reason = f"cannot be decoded: {failure.strerror}" if failure else f"has no {what}"
         raise BadFile(path, reason)
-    spans = {index: span(stamps[index]) for index in stamps}
+    spans = {index: span(packets) for index, packets in stamps.items()}
     begin, end = spans.get(chosen, (0, claimed))
     there = end - begin if own else max((end for _, end in spans.values()), default=claimed)
     if there < claimed - CUT:
         raise BadFile(path, f"is cut off: {what} for {there:.1f} of {claimed:.1f} s")
-    if failure and (frames[-1][0] or 0) < end - CUT:
-        last = frames[-1][0] or 0
+    last = frames[-1][0] or 0
+    if failure and last < end - CUT:
         raise BadFile(path, f"cannot be decoded from {last:.1f} s on: {failure.strerror}")
     return frames
 
@@ -205,8 +205,8 @@ def read_audio(path, start=0.0, stop=None, longest=None):
 
 
 def fit_length(sound, samples):
-    """A sound of exactly `samples`: its beginning, repeated if it is too short, as the OGM-GE code does."""
-    return np.tile(sound, -(-samples // len(sound)))[:samples]
+    """A sound of exactly `samples`: its beginning, repeated if too short, as in OGM-GE's code."""
+    return np.resize(sound, samples)
 
 
 def to_rgb(frame, size=None):
@@ -225,6 +225,8 @@ def read_frames(path, choose, size=256, longest=None):
     held = 0
 
     def squashed(frame):                 # the area filter uses every source pixel
+        if isinstance(frame, tuple):     # it is already
+            return frame
         turn = round(getattr(frame, "rotation", 0) / 90) % 4
         return to_rgb(frame, size), frame.height, frame.width, turn
 
@@ -236,11 +238,8 @@ def read_frames(path, choose, size=256, longest=None):
     frames = decode_stream(path, "video", "picture", longest, keep)
     times = np.array([i / 25 if time is None else time for i, (time, _) in enumerate(frames)])
     gap = float(np.median(np.diff(times))) if len(times) > 1 else 0.04
-    chosen, wanted = choose(times, times.max() + gap), {}
-    for i in chosen:
-        if i not in wanted:
-            frame = frames[i][1]
-            wanted[i] = frame if isinstance(frame, tuple) else squashed(frame)
+    chosen = choose(times, times.max() + gap)
+    wanted = {i: squashed(frames[i][1]) for i in set(chosen)}
     _, height, width, turn = wanted[chosen[0]]                       # turn: a phone held upright
     pictures = np.stack([wanted[i][0] for i in chosen])
     pictures = np.rot90(pictures, turn, axes=(1, 2)).transpose(0, 3, 1, 2)
@@ -253,7 +252,8 @@ def evenly(n):
 
 
 def within(start, stop, n):
-    """`choose` for `read_frames`: the frame nearest to the middle of each of n equal parts of [start, stop]."""
+    """`choose` for `read_frames`: the frame nearest to the middle of each of n equal parts of
+    [start, stop]."""
     middles = start + (np.arange(n) + 0.5) * (stop - start) / n
     return lambda times, end: np.abs(times[:, None] - middles).argmin(0)
 
@@ -264,7 +264,7 @@ def read_picture(path, mode="RGB"):
     check_file(path)
     try:
         with Image.open(path) as picture:
-            if picture.mode in ("RGBA", "LA", "P"):      # on white, as these renders are meant to be seen
+            if picture.mode in ("RGBA", "LA", "P"):      # on white, as renders are meant to be seen
                 picture = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
             array = np.asarray(picture.convert(mode))
@@ -296,11 +296,10 @@ def read_off(path):
     try:
         n_vertices, n_faces = (int(count) for count in rows[0][:2])
         corners, faces = rows[1:1 + n_vertices], rows[1 + n_vertices:]
-        counted = f"{len(rows) - 1} lines for {n_vertices} vertices and {n_faces} faces"
-        if min(n_vertices, n_faces) < 0 or len(faces) < n_faces:
-            raise BadFile(path, f"is cut off: {counted}")
-        if len(faces) > n_faces:
-            raise BadFile(path, f"has more than its header says: {counted}")
+        if n_vertices < 0 or len(faces) != n_faces:
+            what = "has more than its header says" if len(faces) > n_faces else "is cut off"
+            raise BadFile(path, f"{what}: {len(rows) - 1} lines for {n_vertices} vertices and "
+                                f"{n_faces} faces")
         if any(len(row) != 3 for row in corners):
             raise BadFile(path, f"has a line among its {n_vertices} vertices that is not x y z: "
                                 "its header may count wrongly")
@@ -341,36 +340,37 @@ def render(vertices, triangles, azimuth, elevation=30, size=256):
         raise ValueError("has no extent")
     used, triangles = np.unique(triangles[apart], return_inverse=True)
     vertices, triangles = vertices[used], triangles.reshape(-1, 3)      # NumPy 2.0 returns it flat
-    centre = vertices.max(0) / 2 + vertices.min(0) / 2
-    points = (vertices - centre) / max(np.abs(vertices - centre).max(), 1e-300)     # first to 1: squares stay finite
+    points = vertices - (vertices.max(0) / 2 + vertices.min(0) / 2)
+    points /= max(np.abs(points).max(), 1e-300)         # first to 1: squares stay finite
     radius = np.sqrt((points ** 2).sum(1).max())
     if not radius > 0 or not np.isfinite(points).all():
         raise ValueError("has no extent")
     a, e = np.radians(azimuth), np.radians(elevation)
-    towards = np.array([np.sin(a) * np.cos(e), -np.cos(a) * np.cos(e), np.sin(e)])  # from the mesh to the camera
+    towards = np.array([np.sin(a) * np.cos(e), -np.cos(a) * np.cos(e), np.sin(e)])    # the camera
     right = np.array([np.cos(a), np.sin(a), 0.0])
-    points = points @ np.stack([right, np.cross(towards, right), towards], 1) / radius      # right, up, towards us
+    points = points @ np.stack([right, np.cross(towards, right), towards], 1) / radius
     wide = 2 * size
     corners = (points * [1, -1, 1] * 0.95 + [1, 1, 0]) * [wide / 2, wide / 2, 1]
-    corners = corners[triangles]                                                    # (F, 3, xyz), pixels and depth
+    corners = corners[triangles]                        # (F, 3, xyz), pixels and depth
 
     edge1, edge2 = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     normal = np.cross(edge1 * [1, -1, wide / 2], edge2 * [1, -1, wide / 2])
     length = np.sqrt((normal ** 2).sum(1))
-    seen = (length > 0) & (np.abs(normal[:, 2]) > 1e-9 * length)                    # neither degenerate nor edge-on
+    # neither degenerate nor edge-on
+    seen = (length > 0) & (np.abs(normal[:, 2]) > 1e-9 * length)
     corners, normal, length = corners[seen], normal[seen], length[seen]
     normal *= (np.sign(normal[:, 2]) / length)[:, None]
-    light = np.array([-0.35, 0.65, 0.67])                                           # from the upper left
+    light = np.array([-0.35, 0.65, 0.67])               # from the upper left
     shade = 0.25 + 0.65 * np.clip(normal @ light, 0, 1)
-    slope = -normal[:, :2] * [1, -1] / normal[:, 2:] / (wide / 2)                   # d depth / d x, d depth / d y
+    slope = -normal[:, :2] * [1, -1] / normal[:, 2:] / (wide / 2)     # of the depth, along x and y
 
     x, y, depth = corners[..., 0], corners[..., 1], corners[..., 2]
     nearest = np.full(wide * wide, np.iinfo(np.uint64).max, dtype=np.uint64)
     top, bottom = np.ceil(y.min(1) - 0.5).astype(int), np.ceil(y.max(1) - 0.5).astype(int)
-    chunk = np.cumsum((bottom - top) * (x.max(1) - x.min(1) + 1)) // 4e6            # bounds the memory
+    chunk = np.cumsum((bottom - top) * (x.max(1) - x.min(1) + 1)) // 4e6    # bounds the memory
     for part in (np.flatnonzero(chunk == c) for c in np.unique(chunk)):
         face, row = _expand(part, top[part], bottom[part])
-        crossing = np.full((2, len(face)), np.inf)                                  # where the scan line enters, leaves
+        crossing = np.full((2, len(face)), np.inf)      # where the scan line enters, leaves (minus)
         for i, j in ((0, 1), (1, 2), (2, 0)):
             yi, yj = y[face, i] - 0.5, y[face, j] - 0.5
             crosses = (yi <= row) != (yj <= row)
@@ -381,7 +381,8 @@ def render(vertices, triangles, azimuth, elevation=30, size=256):
         first, last = np.ceil(crossing[0] - 0.5), np.ceil(-crossing[1] - 0.5)
         line, column = _expand(np.arange(len(face)), first.astype(int), last.astype(int))
         face, row = face[line], row[line]
-        z = depth[face, 0] + slope[face, 0] * (column + 0.5 - x[face, 0]) + slope[face, 1] * (row + 0.5 - y[face, 0])
+        z = (depth[face, 0] + slope[face, 0] * (column + 0.5 - x[face, 0])
+             + slope[face, 1] * (row + 0.5 - y[face, 0]))
         far = (np.clip((1 - z) / 2, 0, 1) * 0x7FFFFFFF).astype(np.uint64)
         np.minimum.at(nearest, row * wide + column, far << np.uint64(32) | face.astype(np.uint64))
     picture = np.ones(wide * wide)

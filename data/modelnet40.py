@@ -10,11 +10,12 @@ channel: the renders have no colour.
 official = clean  9,843 / 2,468 as the folders say; no object stands in both
 """
 
+import itertools
 import re
 
 from data.media import BadFile, check_file, read_off, read_picture, render, resize
 from data.prepare import Index, Item, find_files
-from data.store import DataError
+from data.store import check
 
 EXPECTED = {"official": (9843, 0, 2468)}       # train, val, test
 VIEWS = 12      # of an object, evenly spaced: the seventh is opposite the first
@@ -23,7 +24,7 @@ PNG = re.compile(r"(.+)\.obj[._]\w*shaded_v(\d+)\.png", re.IGNORECASE)
 
 def index(raw, options):
     meshes, views = {}, {}      # (class, part, name): {0: mesh}, {number of the view: PNG}
-    for path in [path for up in ("", "*/", "*/*/") for path in find_files(raw, up + "*/*/*.*")]:
+    for path in [path for up in ("", "*/", "*/*/") for path in find_files(raw, f"{up}*/*/*.*")]:
         kind, part = path.parts[-3:-1]
         png, mesh = PNG.fullmatch(path.name), path.suffix.lower() == ".off"
         if part not in ("train", "test") or not (png or mesh):
@@ -31,16 +32,16 @@ def index(raw, options):
         key = kind, part, png[1] if png else path.stem
         number = int(png[2]) if png else 0
         files = (views if png else meshes).setdefault(key, {})
-        if files.setdefault(number, path) != path:
-            raise DataError(f"{files[number]} and {path} are the same of one object: remove one")
-    if not meshes and not views:
-        raise DataError(f"{raw} holds neither <class>/{{train,test}}/*.off nor the twelve-view "
-                        "PNGs: see docs/datasets.md for what to put where")
-    if meshes and views:
-        raise DataError(f"{raw} holds {len(meshes)} meshes and the rendered views of {len(views)} "
-                        "objects: put one kind elsewhere, so that it is known which is meant")
+        other = files.setdefault(number, path)
+        check(other == path, f"{other} and {path} are the same of one object: remove one")
+    check(meshes or views, f"{raw} holds neither <class>/{{train,test}}/*.off nor the twelve-view "
+                           "PNGs: see docs/datasets.md for what to put where")
+    check(not (meshes and views),
+          f"{raw} holds {len(meshes)} meshes and the rendered views of {len(views)} objects: put "
+          "one kind elsewhere, so that it is known which is meant")
 
-    numbers = [0] if meshes else [number + start_of(views) for number in range(VIEWS)]
+    start = min([1, *itertools.chain(*views.values())])     # published views begin at 0 or at 1
+    numbers = [0] if meshes else [start + number for number in range(VIEWS)]
     notes = []
     if views and set().union(*views.values()) == {numbers[0], numbers[VIEWS // 2]}:
         numbers = [numbers[0], numbers[VIEWS // 2]]
@@ -48,10 +49,9 @@ def index(raw, options):
                  f"the first and the seventh of {VIEWS}, which look from opposite sides"]
     classes, items = sorted({kind for kind, _, _ in meshes or views}), []
     for (kind, part, name), files in (meshes or views).items():
-        if not set(files) <= set(numbers):
-            raise DataError(f"{kind}/{part}/{name} has views {min(files)} to {max(files)}, not "
-                            f"{numbers[0]} to {numbers[-1]}: only of {VIEWS} views is the seventh "
-                            "opposite the first")
+        check(set(files) <= set(numbers),
+              f"{kind}/{part}/{name} has views {min(files)} to {max(files)}, not {numbers[0]} to "
+              f"{numbers[-1]}: only of {VIEWS} views is the seventh opposite the first")
         some = str(next(iter(files.values())))      # tells the name of one that is missing
         files = [str(files.get(number, numbered(some, number))) for number in numbers]
         items.append(Item(f"{kind}/{part}/{name}", classes.index(kind), name, files))
@@ -60,11 +60,6 @@ def index(raw, options):
                   for name in (("front", "rear") if meshes else ("view1", "view7"))}
     splits = {"official": official, "clean": official}
     return Index(items, classes, modalities, splits, EXPECTED, notes=notes)
-
-
-def start_of(views):
-    """The number of an object's first view: published sets begin at 0 or at 1."""
-    return min(1, *(number for files in views.values() for number in files))
 
 
 def numbered(path, number):

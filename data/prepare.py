@@ -2,14 +2,16 @@
 
     python -m data.prepare ave --raw DIR
 
-decodes on all cores into `datasets/ave.partial` and renames it to `datasets/ave` when whole. Killed and started again,
-it goes on where it was and ends with the same bytes. A file that cannot be used, or takes its decoder longer than
-TIME_LIMIT, is named at the end and fails the run, after everything else was done; with --skip-bad its item is left out of
-every split and recorded in meta.json.
+decodes on all cores into `datasets/ave.partial` and renames it to `datasets/ave` when whole. Killed
+and started again, it goes on where it was and ends with the same bytes. A file that cannot be used,
+or takes its decoder longer than TIME_LIMIT, is named at the end and fails the run, after everything
+else was done; with --skip-bad its item is left out of every split and recorded in meta.json.
 
-A dataset's module (`data.ave`, ...) says where its raw files lie, which splits there are and how one item is decoded:
+A dataset's module (`data.ave`, ...) says where its raw files lie, which splits there are and how
+one item is decoded:
 
-    index(raw, options) -> Index         decode(item, options) -> {modality: array}, (height, width) of the frames or None
+    index(raw, options) -> Index
+    decode(item, options) -> {modality: array}, (height, width) of the frames or None
 """
 
 import argparse
@@ -28,6 +30,7 @@ import threading
 import time
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import resource_tracker
 from pathlib import Path
 from queue import SimpleQueue
@@ -39,38 +42,33 @@ from tqdm import tqdm
 from data import HOW_TO_GET, media, store
 from data.errors import DataError, exit_codes
 from data.media import BadFile
-from data.store import KINDS, PARTS, PICTURES, UNUSED, plain
+from data.store import KINDS, PARTS, UNUSED, check, plain
 
 CLASSES = {"cremad": 6, "ave": 28, "ucf101": 101, "modelnet40": 40, "avmnist": 10,
            "avletters": 26}
 TODO, DONE, BAD = 0, 1, 2
 SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir")
-TIME_LIMIT = 600      # seconds for one item; TV-L1 flow, the slowest, takes a tenth of it on a slow core
+TIME_LIMIT = 600      # seconds for one item; the slowest, TV-L1 flow, takes a tenth on a slow core
 
 
 @dataclass
 class Item:
-    """One item: its id, label, group (actor, video: what should not stand in two parts) and the files it needs."""
-
     id: str
     label: int
-    group: str
+    group: str              # actor, video: what should not stand in two parts
     files: list
     detail: dict = field(default_factory=dict)      # whatever else `decode` needs
 
 
 @dataclass
 class Index:
-    """All items of a dataset. splits: {name: {item id: 0 train, 1 val, 2 test}}, other items are unused in it;
-    expected: {split: (train, val, test)}, the counts of a complete download; lists: the split lists that were read."""
-
     items: list
     classes: list
-    modalities: dict        # {name: dict(kind, shape of one item, options of data.store.Modality)}
-    splits: dict
-    expected: dict
-    lists: list = field(default_factory=list)
-    notes: list = field(default_factory=list)
+    modalities: dict    # {name: dict(kind, shape of one item, options of data.store.Modality)}
+    splits: dict        # {name: {item id: 0 train, 1 val, 2 test}}, other items are unused in it
+    expected: dict      # {split: (train, val, test)}, the counts of a complete download
+    lists: list = field(default_factory=list)       # the split lists that were read
+    notes: list = field(default_factory=list)       # printed, and kept in meta.json
 
 
 def of_the_system(name):
@@ -78,24 +76,28 @@ def of_the_system(name):
     return name.startswith(".") or name.lower() in SYSTEM_FILES
 
 
-def find_files(folder, pattern):
-    """Files below `folder` that match, in the order of their names, without those of a system.
+def listed(folder, pattern):
+    """Paths below `folder` that match, in the order of their names, without those of a system.
 
     pattern  names, * and / as Path.glob takes them, upper and lower case alike: clip.AVI is "*.avi"
     """
     any_case = "".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else c for c in pattern)
-    return sorted(path for path in Path(folder).glob(any_case) if path.is_file()
-                  and not any(map(of_the_system, path.relative_to(folder).parts)))
+    return sorted(path for path in Path(folder).glob(any_case)
+                  if not any(map(of_the_system, path.relative_to(folder).parts)))
+
+
+def find_files(folder, pattern):
+    return [path for path in listed(folder, pattern) if path.is_file()]
 
 
 def find_by_name(folder, pattern):
     """{name without its ending, in lower case: file} of the files that match, in `folder` or up to
     two folders deeper. Raises DataError where a name is there twice."""
     found = {}
-    for path in (path for up in ("", "*/", "*/*/") for path in find_files(folder, up + pattern)):
-        other = found.setdefault(path.stem.lower(), path)
-        if other != path:
-            raise DataError(f"{other} and {path} have one name: remove the one that is wrong")
+    for deeper in ("", "*/", "*/*/"):
+        for path in find_files(folder, deeper + pattern):
+            other = found.setdefault(path.stem.lower(), path)
+            check(other == path, f"{other} and {path} have one name: remove the one that is wrong")
     return found
 
 
@@ -105,25 +107,18 @@ def find_folder(raw, *names):
 
     Raises DataError where there is none, or more than one of a name.
     """
-    def folders(place):
-        return sorted(path for path in Path(place).iterdir()
-                      if path.is_dir() and not of_the_system(path.name))
-
-    for places in ([raw], folders(raw)):
+    for deeper in ("", "*/"):
         for name in names:
-            found = places
-            for part in Path(name).parts:
-                found = [path for place in found for path in folders(place)
-                         if path.name.lower() == part.lower()]
-            if len(found) > 1:
-                raise DataError(f"{name} is there more than once, as "
-                                f"{' and '.join(map(str, found))}: leave the one that is meant")
+            found = [path for path in listed(raw, deeper + name) if path.is_dir()]
+            check(len(found) < 2, f"{name} is there more than once, as "
+                                  f"{' and '.join(map(str, found))}: leave the one that is meant")
             if found:
-                inner = [path for path in found[0].iterdir() if not of_the_system(path.name)]
+                inner = listed(found[0], "*")
                 return inner[0] if [path.name for path in inner] == [found[0].name] else found[0]
-    there = ", ".join(path.name for path in folders(raw)[:8]) or "no folder"
+    there = [path.name for path in listed(raw, "*") if path.is_dir()]
     raise DataError(f"{raw} holds none of the folders {', '.join(names)}, nor does a folder in it; "
-                    f"it holds {there}: see docs/datasets.md for what to put where")
+                    f"it holds {', '.join(there[:8]) or 'no folder'}: see docs/datasets.md for "
+                    "what to put where")
 
 
 def read_list(path, separators):
@@ -146,32 +141,28 @@ def read_list(path, separators):
             for line in text.splitlines() if line.strip()]
     if rows and not re.search(r"\d", "".join(rows[0])):
         del rows[0]
-    if not rows:
-        raise DataError(f"the list {path} is empty: see docs/datasets.md for where it comes from")
+    check(rows, f"the list {path} is empty: see docs/datasets.md for where it comes from")
     return rows
 
 
 def assign(codes, item, part, path):
-    """Put an item into a part of a split, {item id: code}. Raises DataError if a list put it into another one before."""
-    if codes.setdefault(item, part) != part:
-        raise DataError(f"{path}: {item!r} stands in another list too, an item cannot be in two parts")
+    """Put an item into a part of a split, {item id: code}. Raises DataError if a list put it into
+    another one before."""
+    check(codes.setdefault(item, part) == part,
+          f"{path}: {item!r} stands in another list too, an item cannot be in two parts")
 
 
 def check_complete(index, name, skip_bad):
     """Raise DataError for counts that are not those of the complete download, and for missing
-    files.
-
-    `skip_bad` lets items without their files pass, as they are known by name; a count that is
-    short because nobody knows of an item is an error all the same.
-    """
+    files, unless `skip_bad`: they can be left out, being known by name."""
     for split, expected in index.expected.items():
-        found = tuple(sum(code == PARTS[part] for code in index.splits[split].values()) for part in PARTS)
-        if found != expected:
-            raise DataError(
-                f"{name}, split {split}: the complete download has {expected[0]} train, "
-                f"{expected[1]} val and {expected[2]} test items, here are {found[0]}, {found[1]} "
-                f"and {found[2]}. Complete the download and its lists (--skip-bad leaves out only "
-                "what is known by name)")
+        codes = list(index.splits[split].values())
+        found = tuple(codes.count(code) for code in PARTS.values())
+        check(found == expected,
+              f"{name}, split {split}: the complete download has {expected[0]} train, "
+              f"{expected[1]} val and {expected[2]} test items, here are {found[0]}, {found[1]} "
+              f"and {found[2]}. Complete the download and its lists (--skip-bad leaves out only "
+              "what is known by name)")
     files = dict.fromkeys(path for item in index.items for path in item.files)
     missing = [path for path in files if not os.path.exists(path)]
     if missing and not skip_bad:
@@ -182,27 +173,26 @@ def check_complete(index, name, skip_bad):
 def check_classes(index, name, left_out=()):
     """Raise DataError unless there are as many classes as the dataset has, each with train items in
     each split."""
-    if index.expected and len(index.classes) != CLASSES[name]:
-        raise DataError(f"{name} has {CLASSES[name]} classes, here are {len(index.classes)}: "
-                        f"{', '.join(map(plain, index.classes)):.300}")
+    check(not index.expected or len(index.classes) == CLASSES[name],
+          f"{name} has {CLASSES[name]} classes, here are {len(index.classes)}: "
+          f"{', '.join(map(plain, index.classes)):.300}")
     for split, codes in index.splits.items():
         train = {item.label for item in index.items
                  if codes.get(item.id) == PARTS["train"] and item.id not in left_out}
         for label, kind in enumerate(index.classes):
-            if label not in train:
-                raise DataError(f"{name}, split {split}: class {plain(kind)!r} has no train items: "
-                                "is it misspelt in a list, or is the download half there?")
+            check(label in train, f"{name}, split {split}: class {plain(kind)!r} has no train "
+                                  "items: is it misspelt in a list, or is the download half there?")
 
 
 def keep_first(index, limit):
     """`limit` of the items whose files are there, from the first to the last, for a try; of the
     split `trial` every fourth is test."""
-    there = [item for item in index.items if all(os.path.exists(path) for path in item.files)]
-    index.items = [there[i * len(there) // limit] for i in range(limit)] if len(there) > limit else there
-    if len(index.items) < 2:
-        raise DataError(f"--limit: only {len(index.items)} items have their files, a trial needs "
-                        "two")
-    index.splits = {"trial": {item.id: 2 if i % 4 == 1 else 0 for i, item in enumerate(index.items)}}
+    there = [item for item in index.items if all(map(os.path.exists, item.files))]
+    limit = min(limit, len(there))
+    check(limit > 1, f"--limit: {limit} items with their files, a trial needs two")
+    index.items = [there[i * len(there) // limit] for i in range(limit)]
+    index.splits = {"trial": {item.id: PARTS["test"] if i % 4 == 1 else PARTS["train"]
+                              for i, item in enumerate(index.items)}}
     index.expected = {}
 
 
@@ -228,7 +218,7 @@ def work(name, item, number, options, folder):
 
 
 def settle_in():
-    """In a new worker: one thread, an end at once when told to, and none later than its parent's."""
+    """In a new worker: one thread, an end at once when told to, none later than its parent's."""
     import torch
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -275,11 +265,12 @@ def decode_all(name, items, todo, options, folder, workers):
 
 
 def allocate(folder, index, fingerprint):
-    """Empty arrays of the final shapes in a new folder. Raises DataError if the disk has no room for them."""
+    """Empty arrays of the final shapes in a new folder. Raises DataError if the disk has no room
+    for them."""
     n, sizes = len(index.items), {}
     for name, spec in index.modalities.items():
         sizes[name] = ((n, *spec["shape"]), KINDS[spec["kind"]][0])
-        if spec["kind"] in PICTURES and spec.get("framed"):
+        if spec.get("framed"):
             sizes[f"{name}.frame"] = ((n, 2), np.int32)
     needed = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in sizes.values())
     folder.mkdir(parents=True)
@@ -293,14 +284,6 @@ def allocate(folder, index, fingerprint):
     np.lib.format.open_memmap(folder / "state.npy", "w+", np.uint8, (n,)).flush()
     with store.whole_file(folder / "state.json") as file:
         file.write(json.dumps(fingerprint).encode())
-
-
-def started_by(folder):
-    """The fingerprint of the items that a half-done folder is for, None if there is no such folder."""
-    try:
-        return json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def lines_or_bar(iterable, total, unit):
@@ -318,15 +301,14 @@ def lines_or_bar(iterable, total, unit):
 
 
 def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=False, **options):
-    """Prepare a dataset and return its folder's Path. Raises DataError for what the user can mend."""
+    """Prepare a dataset and return its folder's Path. Raises DataError for what the user can mend.
+    """
     module = importlib.import_module(f"data.{name}")
     raw, data_dir = Path(raw).expanduser(), Path(data_dir).expanduser()
     folder = data_dir / (f"{name}-limit{limit}" if limit else name)
     partial = folder.with_name(folder.name + ".partial")
-    if folder.exists():
-        raise DataError(f"{folder} is prepared already: remove it to prepare it again")
-    if not raw.is_dir():
-        raise DataError(f"--raw {raw} is no folder")
+    check(not folder.exists(), f"{folder} is prepared already: remove it to prepare it again")
+    check(raw.is_dir(), f"--raw {raw} is no folder")
     index = module.index(raw, options)
     index.items.sort(key=lambda item: item.id)      # the order of files on a disk must not matter
     store.check_ids([item.id for item in index.items])
@@ -337,21 +319,27 @@ def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=F
         check_classes(index, name)
     for note in index.notes:
         print(f"note: {note}")
+    ids = [item.id for item in index.items]
 
-    described = [{**asdict(item), "files": [os.path.relpath(path, raw) for path in item.files]} for item in index.items]
+    # what is done of a half-done folder is kept if it is of the same files, options and thresholds
+    described = [{**asdict(item), "files": [os.path.relpath(path, raw) for path in item.files]}
+                 for item in index.items]
     thresholds = {key: value for source in (media, module) for key, value in vars(source).items()
                   if key.isupper() and isinstance(value, (int, float))}
     said = json.dumps([described, index.modalities, options, thresholds])
     fingerprint = hashlib.sha256(said.encode()).hexdigest()
-    begun = started_by(partial)
-    if begun == fingerprint:
+    try:
+        begun = json.loads((partial / "state.json").read_text(encoding="utf-8"))   # written last
+    except (OSError, ValueError):
+        begun = None
+    if begun:
+        check(begun == fingerprint, f"{partial} was begun with other files or options, or by "
+                                    "another version: remove it to start over")
         print(f"going on in {partial}")
-    elif begun:
-        raise DataError(f"{partial} was begun with other files or options, or by another version: "
-                        "remove it to start over")
     else:
-        shutil.rmtree(partial, ignore_errors=True)      # not even its empty arrays were whole
+        shutil.rmtree(partial, ignore_errors=True)
         allocate(partial, index, fingerprint)
+
     state = np.load(partial / "state.npy", mmap_mode="r+")
     todo = np.flatnonzero(state != DONE)
     reasons, start = {}, time.time()
@@ -359,75 +347,80 @@ def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=F
     for i, reason in lines_or_bar(answers, len(todo), "item"):
         state[i] = BAD if reason else DONE
         if reason:
-            reasons[index.items[i].id] = reason
+            reasons[ids[i]] = reason
+    reasons = dict(sorted(reasons.items()))
     if reasons:
-        print(f"{len(reasons)} of {len(index.items)} items cannot be used:", file=sys.stderr)
-        for item, reason in sorted(reasons.items()):
+        print(f"{len(reasons)} of {len(ids)} items cannot be used:", file=sys.stderr)
+        for item, reason in reasons.items():
             print(f"  {item}: {reason}", file=sys.stderr)
-        if not skip_bad:
-            raise DataError(f"{len(reasons)} items cannot be used (listed above); everything else is done and kept. Mend them "
-                            "and run the same command again, or pass --skip-bad to go on without them")
-
-        left_out = sorted(reasons)
-        print(f"left out: {', '.join(left_out[:20])}"
-              + (f" and {len(left_out) - 20} more, see meta.json" if len(left_out) > 20 else ""))
+        check(skip_bad, f"{len(reasons)} items cannot be used (listed above); everything else is "
+                        "done and kept. Mend them and run the same command again, or pass "
+                        "--skip-bad to go on without them")
+        print(f"left out: {', '.join(list(reasons)[:20])}"
+              + f" and {len(reasons) - 20} more, see meta.json" * (len(reasons) > 20))
 
     if not limit:
         check_classes(index, name, left_out=reasons)
-    splits = {split: np.array([UNUSED if item.id in reasons else codes.get(item.id, UNUSED) for item in index.items], np.uint8)
-              for split, codes in index.splits.items()}
-    modalities = {}
+    splits = {split: np.array([UNUSED if i in reasons else codes.get(i, UNUSED) for i in ids],
+                              np.uint8) for split, codes in index.splits.items()}
+    specs = {}
     for key, spec in index.modalities.items():
-        kind, kept = spec["kind"], {k: v for k, v in spec.items() if k not in ("kind", "shape", "framed")}
-        if (partial / f"{key}.frame.npy").exists():
-            kept["frame"] = np.load(partial / f"{key}.frame.npy")
-            kept["frame"][state != DONE] = spec["shape"][-2:]
-        modalities[key] = store.modality(kind, np.load(partial / f"{key}.npy", mmap_mode="r"), **kept)
-    labels, ids = np.array([item.label for item in index.items]), [item.id for item in index.items]
-    store.check_items(modalities, labels, splits, index.classes, ids)
-    group_names = sorted({item.group for item in index.items})
-    groups = np.searchsorted(group_names, [item.group for item in index.items])
-    notes = {"skipped": dict(sorted(reasons.items())), "notes": index.notes, "groups": group_names,
+        specs[key] = {k: v for k, v in spec.items() if k not in ("shape", "framed")}
+        specs[key]["array"] = np.load(partial / f"{key}.npy", mmap_mode="r")
+        if spec.get("framed"):
+            specs[key]["frame"] = np.load(partial / f"{key}.frame.npy")
+            specs[key]["frame"][state != DONE] = spec["shape"][-2:]
+    modalities = store.modalities_of(specs)
+    labels = np.array([item.label for item in index.items])
+    group_names, groups = np.unique([item.group for item in index.items], return_inverse=True)
+    store.check_items(modalities, labels, splits, index.classes, ids, groups)
+    notes = {"skipped": reasons, "notes": index.notes, "groups": group_names.tolist(),
              "expected": {split: dict(zip(PARTS, n)) for split, n in index.expected.items()},
              "options": options, "thresholds": thresholds, "versions": decoder_versions(),
              "lists": {Path(path).name: store.sha256(path) for path in index.lists}}
     store.finish(partial, folder, modalities, labels, splits, index.classes, ids, groups, notes,
                  leave_out=("state.json", "state.npy"))
-    seconds = time.time() - start
-    print(f"{folder}: {len(ids) - len(reasons)} items in {seconds:.0f} s" + (f", {len(reasons)} left out" if reasons else ""))
+    print(f"{folder}: {len(ids) - len(reasons)} items in {time.time() - start:.0f} s"
+          + f", {len(reasons)} left out" * bool(reasons))
     for split, codes in splits.items():
-        print(f"  split {split}: " + ", ".join(f"{(codes == PARTS[part]).sum()} {part}" for part in PARTS))
+        print(f"  split {split}: "
+              + ", ".join(f"{n} {part}" for part, n in store.counts(codes).items()))
     return folder
 
 
 def decoder_versions():
-    from importlib.metadata import PackageNotFoundError, version
     versions = {}
-    for package in ("av", "torch", "torchaudio", "torchvision", "pillow", "opencv-contrib-python-headless"):
+    for package in ("av", "torch", "torchaudio", "torchvision", "pillow",
+                    "opencv-contrib-python-headless"):
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
     return versions
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser("python -m data.prepare", "python -m data.prepare NAME --raw DIR ...",
-                                     "Turn the official download of a dataset into prepared arrays.")
-    parser.add_argument("name", choices=HOW_TO_GET)
-    parser.add_argument("--raw", required=True, help="the folder with the download")
-    parser.add_argument("--data-dir", default="datasets", help="where the prepared folder goes (default: %(default)s)")
-    parser.add_argument("--workers", type=int, help="processes (default: one a core)")
-    parser.add_argument("--limit", type=int, help="only the first N items, for a try, into NAME-limitN")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out what cannot be used, and record it in meta.json")
-    parser.add_argument("--flow", choices=["tvl1", "dis"], help="ucf101: how flow is computed from video (default: tvl1)")
+    parser = argparse.ArgumentParser(
+        "python -m data.prepare", "python -m data.prepare NAME --raw DIR ...",
+        "Turn the official download of a dataset into prepared arrays.")
+    add = parser.add_argument
+    add("name", choices=HOW_TO_GET)
+    add("--raw", required=True, help="the folder with the download")
+    add("--data-dir", default="datasets", help="where the prepared folder goes (%(default)s)")
+    add("--workers", type=int, help="processes (default: one a core)")
+    add("--limit", type=int, help="only N items, for a try, into NAME-limitN")
+    add("--skip-bad", action="store_true",
+        help="leave out what cannot be used, and record it in meta.json")
+    add("--flow", choices=["tvl1", "dis"],
+        help="ucf101: how flow is computed from video (default: tvl1)")
     args = parser.parse_args(argv)
     with exit_codes(parser.prog):
         for flag in ("workers", "limit"):
-            if getattr(args, flag) is not None and getattr(args, flag) < 1:
-                raise DataError(f"--{flag} cannot be {getattr(args, flag)}")
-        if args.flow and args.name != "ucf101":
-            raise DataError(f"--flow is for ucf101 alone, not for {args.name}")
-        options = {"flow": args.flow or "tvl1"} if args.name == "ucf101" else {}
-        prepare(args.name, args.raw, args.data_dir, args.workers, args.limit, args.skip_bad, **options)
+            value = getattr(args, flag)
+            check(value is None or value > 0, f"--{flag} cannot be {value}")
+        ucf101 = args.name == "ucf101"
+        check(ucf101 or not args.flow, f"--flow is for ucf101 alone, not for {args.name}")
+        options = {"flow": args.flow or "tvl1"} if ucf101 else {}
+        prepare(args.name, args.raw, args.data_dir, args.workers, args.limit, args.skip_bad,
+                **options)
 
 
 if __name__ == "__main__":

@@ -54,27 +54,19 @@ LINE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
 @dataclass(frozen=True)
 class Modality:
-    """One modality: its array over all items and how it becomes the encoder's input.
+    """One modality: its array over all items and how it becomes the encoder's input."""
 
-    kind         one of KINDS
-    array        the stored array, first dimension N
-    size         pictures: height and width fed to the encoder (224 for stored 256, else as stored)
-    scale        pictures: share of the frame that a random crop covers, (smallest, largest)
-    flip         pictures: whether half of the training items are mirrored
-    standardize  audio: each clip's log spectrogram to mean 0, variance 1
-    mean, std    spectrogram: what is subtracted and divided by
-    frame        pictures: (N, 2) height and width of the original frames, None if as stored
-    """
-
-    kind: str
-    array: np.ndarray
+    kind: str                   # one of KINDS
+    array: np.ndarray           # as stored, first dimension N
+    # pictures: height and width fed to the encoder (224 for stored 256, else as stored), the share
+    # of the frame that a random crop covers, whether half of the training items are mirrored
     size: tuple = None
     scale: tuple = (0.08, 1.0)
     flip: bool = True
-    standardize: bool = False
-    mean: float = 0.0
+    frame: np.ndarray = None    # (N, 2) height and width of the original frames, None if as stored
+    standardize: bool = False   # audio: each clip's log spectrogram to mean 0, variance 1
+    mean: float = 0.0           # spectrogram: what is subtracted, and divided by
     std: float = 1.0
-    frame: np.ndarray = None
 
     OPTIONS = {"audio": ("standardize",), "spectrogram": ("mean", "std"),
                **dict.fromkeys(PICTURES, ("size", "scale", "flip"))}
@@ -82,8 +74,9 @@ class Modality:
     @property
     def in_channels(self):
         """Channels of the encoder's first convolution."""
-        axis = {"spectrogram": 1, "audio": None}.get(self.kind, 2)
-        return 1 if axis is None else self.array.shape[axis]
+        if self.kind == "audio":
+            return 1
+        return self.array.shape[1 if self.kind == "spectrogram" else 2]
 
     @property
     def options(self):
@@ -91,60 +84,78 @@ class Modality:
         return {key: getattr(self, key) for key in self.OPTIONS[self.kind]}
 
 
+def check(right, wrong):
+    """Raise DataError(wrong) unless it is right."""
+    if not right:
+        raise DataError(wrong)
+
+
 def modality(kind, array, **options):
     """A checked Modality: what `data.batches` and an encoder can take. Raises DataError otherwise.
 
     NumPy's scalars and arrays serve as options, and become Python's numbers and lists.
     """
-    if kind not in list(KINDS):
-        raise DataError(f"kind {kind!r:.60} is none of {', '.join(KINDS)}")
+    check(kind in list(KINDS), f"kind {kind!r:.60} is none of {', '.join(KINDS)}")
     (dtype, ndim), array = KINDS[kind], np.asanyarray(array)
-    if array.dtype != dtype or array.ndim != ndim:
-        raise DataError(f"kind {kind!r} is stored as {np.dtype(dtype)} with {ndim} dimensions, "
-                        f"this array is {array.dtype} of shape {array.shape}")
-    if 0 in array.shape:
-        raise DataError(f"the array is empty: shape {array.shape}")
-    if kind in CHANNELS and array.shape[2] not in CHANNELS[kind]:
-        raise DataError(f"kind {kind!r} cannot have {array.shape[2]} channels: it has "
-                        f"{' or '.join(map(str, CHANNELS[kind]))} (array of shape {array.shape})")
-    if kind == "audio" and array.shape[1] < WINDOW:
-        raise DataError(f"sound of {array.shape[1]} samples is shorter than a window of {WINDOW}")
+    check(array.dtype == dtype and array.ndim == ndim,
+          f"kind {kind!r} is stored as {np.dtype(dtype)} with {ndim} dimensions, this array is "
+          f"{array.dtype} of shape {array.shape}")
+    check(0 not in array.shape, f"the array is empty: shape {array.shape}")
+    if kind in PICTURES:
+        check(array.shape[2] in CHANNELS[kind],
+              f"kind {kind!r} cannot have {array.shape[2]} channels: it has "
+              f"{' or '.join(map(str, CHANNELS[kind]))} (array of shape {array.shape})")
+    if kind == "audio":
+        check(array.shape[1] >= WINDOW, f"sound of {array.shape[1]} samples is shorter than a "
+                                        f"window of {WINDOW}")
     frame = options.pop("frame", None) if kind in PICTURES else None
     unknown = set(options) - set(Modality.OPTIONS[kind])
-    if unknown:
-        raise DataError(f"kind {kind!r} has no option {', '.join(sorted(map(repr, unknown)))}")
-    options = {key: python(value) for key, value in options.items()}
+    check(not unknown, f"kind {kind!r} has no option {', '.join(sorted(map(repr, unknown)))}")
+    options = {key: python(options.get(key, getattr(Modality, key)))
+               for key in Modality.OPTIONS[kind]}
 
-    def refuse(key, why):
-        raise DataError(f"{key} is {options[key]!r:.60}, {why}")
+    def need(key, right, why):
+        check(right, f"{key} is {options[key]!r:.60}, {why}")
 
     if kind in PICTURES:
         stored = array.shape[-2:]
-        options["size"] = options.get("size") or ((224, 224) if stored == (256, 256) else stored)
-        options["scale"] = options.get("scale", (0.08, 1.0))
+        options["size"] = options["size"] or ((224, 224) if stored == (256, 256) else stored)
         for key in ("size", "scale"):
-            if not isinstance(options[key], (tuple, list)) or len(options[key]) != 2:
-                refuse(key, "not a pair")
+            need(key, isinstance(options[key], (tuple, list)) and len(options[key]) == 2,
+                 "not a pair")
             options[key] = tuple(map(python, options[key]))
-        if not all(type(side) is int and 0 < side <= max(LARGEST, *stored)
-                   for side in options["size"]):
-            refuse("size", f"not a height and a width in pixels, at most {LARGEST}")
+        need("size", all(type(side) is int and 0 < side <= max(LARGEST, *stored)
+                         for side in options["size"]),
+             f"not a height and a width in pixels, at most {LARGEST}")
         smallest, largest = options["scale"]
-        if not (is_number(smallest) and is_number(largest) and 0 < smallest <= largest <= 1):
-            refuse("scale", "not 0 < smallest <= largest <= 1")
+        need("scale", is_number(smallest) and is_number(largest) and 0 < smallest <= largest <= 1,
+             "not 0 < smallest <= largest <= 1")
     for key in {"flip", "standardize"} & set(options):
-        if not isinstance(options[key], bool):
-            refuse(key, "neither true nor false")
+        need(key, isinstance(options[key], bool), "neither true nor false")
     for key in {"mean", "std"} & set(options):
-        if not is_number(options[key]):
-            refuse(key, "not a finite number")
+        need(key, is_number(options[key]), "not a finite number")
     if kind == "spectrogram":
-        mean, std = options.get("mean", 0.0), options.get("std", 1.0)
-        if not std > 0:
-            refuse("std", "not above 0")
-        if (abs(mean) + float(np.finfo(dtype).max)) / std > 1e38:
-            refuse("std", f"so small that features over it, less {mean:g}, are no float32 numbers")
-    return Modality(kind, array, **options, frame=None if frame is None else np.asanyarray(frame))
+        mean, std = options["mean"], options["std"]
+        need("std", std > 0, "not above 0")
+        need("std", (abs(mean) + float(np.finfo(dtype).max)) / std <= 1e38,
+             f"so small that features over it, less {mean:g}, are no float32 numbers")
+    return Modality(kind, array, frame=None if frame is None else np.asanyarray(frame), **options)
+
+
+def modalities_of(specs):
+    """{name: dict(kind, array, options)} -> {name: Modality}. Raises DataError, with the name."""
+    checked = {}
+    for name, spec in specs.items():
+        try:
+            checked[name] = modality(**spec)
+        except DataError as error:
+            raise DataError(f"modality {name!r}: {error}") from None
+    return checked
+
+
+def not_finite(array):
+    """Numbers of the items that hold a value which is not finite."""
+    return [i for i, features in enumerate(array) if not np.isfinite(features).all()]
 
 
 def python(value):
@@ -164,53 +175,47 @@ def plain(text):
 def check_ids(ids):
     """Raise DataError unless each id is one line of text and there once."""
     for i in ids:
-        if not LINE.fullmatch(str(i)):
-            raise DataError(f"ids: each must be one line of text, not {str(i)!r:.60}")
+        check(LINE.fullmatch(i), f"ids: each must be one line of text, not {i!r:.60}")
     if len(set(ids)) != len(ids):
         raise DataError(f"ids: {len(set(ids))} different ones for {len(ids)} items, "
                         f"{Counter(ids).most_common(1)[0][0]!r:.60} comes more than once")
 
 
 def check_items(modalities, labels, splits, classes, ids, groups=None):
-    """Raise DataError unless the arrays describe the same items: lengths (first, as they are
-    cheap), ranges, unique ids."""
+    """Raise DataError unless the arrays describe the same items."""
     n = len(ids)
-    if not modalities or n == 0:
-        raise DataError("there are no modalities" if not modalities else "there are no items")
+
+    def whole_numbers(array):
+        return array.shape == (n,) and array.dtype.kind in "iu"
+
+    for what, there in {"modalities": modalities, "items": ids, "splits": splits}.items():
+        check(there, f"there are no {what}")
     for name, mod in modalities.items():
-        if not isinstance(name, str) or not re.fullmatch(NAME, name):
-            raise DataError(f"modality name {name!r:.60}: use a to z, 0 to 9 and _, a letter first")
-        if name in ("label", "group"):
-            raise DataError(f"modality name {name!r}: {name}.npy holds the items' {name}s, choose "
-                            "another")
-        if len(mod.array) != n:
-            raise DataError(f"modality {name!r} has {len(mod.array)} items, there are {n} ids")
+        check(isinstance(name, str) and re.fullmatch(NAME, name),
+              f"modality name {name!r:.60}: use a to z, 0 to 9 and _, a letter first")
+        check(name not in ("label", "group"),
+              f"modality name {name!r}: {name}.npy holds the items' {name}s, choose another")
+        check(len(mod.array) == n,
+              f"modality {name!r} has {len(mod.array)} items, there are {n} ids")
         frame = mod.frame
-        if frame is not None and (frame.shape != (n, 2) or frame.dtype.kind not in "iu"
-                                  or not 0 < frame.min() <= frame.max() < 2 ** 31):
-            raise DataError(f"frame of modality {name!r} must hold height and width in pixels for "
-                            f"{n} items")
-    if not all(isinstance(name, str) and LINE.fullmatch(name) for name in classes):
-        raise DataError("classes: each name must be one line of text")
-    if (labels.shape != (n,) or labels.dtype.kind not in "iu"
-            or not 0 <= labels.min() <= labels.max() < len(classes)):
-        raise DataError(f"labels must be whole numbers 0 .. {len(classes) - 1}, one for each of "
-                        f"{n} items")
+        check(frame is None or (frame.shape == (n, 2) and frame.dtype.kind in "iu"
+                                and 0 < frame.min() <= frame.max() < 2 ** 31),
+              f"frame of modality {name!r} must hold height and width in pixels for {n} items")
+    check(all(isinstance(name, str) and LINE.fullmatch(name) for name in classes),
+          "classes: each name must be one line of text")
+    check(whole_numbers(labels) and 0 <= labels.min() <= labels.max() < len(classes),
+          f"labels must be whole numbers 0 .. {len(classes) - 1}, one for each of {n} items")
     check_ids(ids)
-    if groups is not None and (groups.shape != (n,) or groups.dtype.kind not in "iu"):
-        raise DataError(f"groups must be whole numbers, one for each of {n} items")
-    if not splits:
-        raise DataError("there is no split")
+    check(groups is None or whole_numbers(groups),
+          f"groups must be whole numbers, one for each of {n} items")
     for name, split in splits.items():
-        if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9_]+", name):
-            raise DataError(f"split name {name!r:.60}: use a-z, 0-9 and _ (it becomes a file name)")
-        if (split.shape != (n,) or split.dtype.kind not in "iu"
-                or not np.isin(split, [*PARTS.values(), UNUSED]).all()):
-            raise DataError(f"split {name!r} must hold 0 (train), 1 (val), 2 (test) or 255 "
-                            f"(unused) for {n} items")
+        check(isinstance(name, str) and re.fullmatch(r"[a-z0-9_]+", name),
+              f"split name {name!r:.60}: use a-z, 0-9 and _ (it becomes a file name)")
+        check(whole_numbers(split) and np.isin(split, [*PARTS.values(), UNUSED]).all(),
+              f"split {name!r} must hold 0 (train), 1 (val), 2 (test) or 255 (unused) for {n} "
+              "items")
         for part in ("train", "test"):
-            if not (split == PARTS[part]).any():
-                raise DataError(f"split {name!r} has no {part} items")
+            check((split == PARTS[part]).any(), f"split {name!r} has no {part} items")
 
 
 @contextlib.contextmanager
@@ -255,46 +260,42 @@ def write(folder, modalities, labels, splits, classes, ids, groups=None):
     Returns the folder's Path. Raises DataError, and leaves nothing behind, if they do not fit.
     """
     folder = Path(folder).expanduser()
-    if folder.exists():
-        raise DataError(f"{folder} exists already: remove it or choose another name")
-    labels, ids, checked = np.asarray(labels), list(map(str, ids)), {}
+    check(not folder.exists(), f"{folder} exists already: remove it or choose another name")
+    labels, ids = np.asarray(labels), list(map(str, ids))
     splits = {name: np.asarray(split) for name, split in splits.items()}
     groups = None if groups is None else np.asarray(groups)
-    for name, spec in modalities.items():
-        try:
-            checked[name] = modality(**spec)
-        except DataError as error:
-            raise DataError(f"modality {name!r}: {error}") from None
-        if checked[name].kind == "spectrogram" and not np.isfinite(checked[name].array).all():
-            raise DataError(f"modality {name!r} holds values that are not finite")
-    check_items(checked, labels, splits, classes, ids, groups)
+    modalities = modalities_of(modalities)
+    for name, mod in modalities.items():
+        check(mod.kind != "spectrogram" or not not_finite(mod.array),
+              f"modality {name!r} holds values that are not finite")
+    check_items(modalities, labels, splits, classes, ids, groups)
 
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        for name, mod in checked.items():
+        for name, mod in modalities.items():
             np.save(partial / f"{name}.npy", mod.array)
-        finish(partial, folder, checked, labels, splits, classes, ids, groups)
+        finish(partial, folder, modalities, labels, splits, classes, ids, groups)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
-def finish(partial, folder, modalities, labels, splits, classes, ids, groups=None, notes=None,
+def finish(partial, folder, modalities, labels, splits, classes, ids, groups=None, notes={},
            leave_out=()):
-    """Complete `partial`, in which each <modality>.npy stands already, with labels, ids, splits and
-    meta.json, and rename it to `folder`. `notes` is a dict added to meta.json: what was skipped and
-    why, versions, sources. Files named in `leave_out` are removed at the end."""
-    np.save(partial / "label.npy", np.asarray(labels, dtype=np.int64))
+    """Complete `partial`, in which each <modality>.npy stands already, with everything else, and
+    rename it to `folder`. `notes` is added to meta.json: what was skipped and why, versions,
+    sources. Files named in `leave_out` are removed at the end."""
+    np.save(partial / "label.npy", labels.astype(np.int64))
     (partial / "ids.txt").write_text("".join(f"{i}\n" for i in ids), encoding="utf-8")
     if groups is not None:
-        np.save(partial / "group.npy", np.asarray(groups, dtype=np.int64))
+        np.save(partial / "group.npy", groups.astype(np.int64))
     for name, split in splits.items():
-        np.save(partial / f"split.{name}.npy", np.asarray(split, dtype=np.uint8))
+        np.save(partial / f"split.{name}.npy", split.astype(np.uint8))
     for name, mod in modalities.items():
         if mod.frame is not None:
-            np.save(partial / f"{name}.frame.npy", np.asarray(mod.frame, dtype=np.int32))
+            np.save(partial / f"{name}.frame.npy", mod.frame.astype(np.int32))
     meta = {
         "schema": SCHEMA,
         "items": len(labels),
@@ -302,11 +303,11 @@ def finish(partial, folder, modalities, labels, splits, classes, ids, groups=Non
         "modalities": {name: {"kind": mod.kind, "shape": list(mod.array.shape), **mod.options}
                        for name, mod in modalities.items()},
         "splits": {name: counts(split) for name, split in splits.items()},
-        **(notes or {}),
+        **notes,
         "sha256": {path.name: sha256(path) for path in sorted(partial.iterdir())
-                   if path.suffix in (".npy", ".txt") and path.name not in leave_out},
+                   if path.name not in leave_out},
         "versions": {"python": platform.python_version(), "numpy": np.__version__,
-                     **(notes or {}).get("versions", {})},
+                     **notes.get("versions", {})},
     }
     (partial / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
     for name in leave_out:
@@ -316,7 +317,7 @@ def finish(partial, folder, modalities, labels, splits, classes, ids, groups=Non
 
 def counts(split):
     """{part: how many items of it a split has}."""
-    return {part: int((np.asarray(split) == code).sum()) for part, code in PARTS.items()}
+    return {part: int((split == code).sum()) for part, code in PARTS.items()}
 
 
 def own_file(folder, name):
@@ -328,18 +329,16 @@ def own_file(folder, name):
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
         raise DataError(f"{path} {'is missing' if missing else error.strerror}") from None
-    if not stat.S_ISREG(mode):
-        raise DataError(f"{path} is no plain file: links are not followed, put the file itself "
-                        "there (the folder may be a link)")
+    check(stat.S_ISREG(mode), f"{path} is no plain file: links are not followed, put the file "
+                              "itself there (the folder may be a link)")
     return path
 
 
 def read_text(folder, name):
     """The text of a file of a prepared folder. Raises DataError."""
     path = own_file(folder, name)
-    if path.stat().st_size > LARGEST_TEXT:
-        raise DataError(f"{path} has {path.stat().st_size} bytes: no prepared folder has so long a "
-                        "one")
+    size = path.stat().st_size
+    check(size <= LARGEST_TEXT, f"{path} has {size} bytes: no prepared folder has so long a one")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -357,8 +356,7 @@ def read_array(folder, name):
         surplus = path.stat().st_size - array.offset - array.nbytes
     except Exception as error:      # of any kind: NumPy evaluates a header, which may be made up
         raise DataError(f"{path} cannot be read: {plain(error)[:200]}") from None
-    if surplus:
-        raise DataError(f"{path} cannot be read: it is {surplus} bytes longer than its header says")
+    check(not surplus, f"{path} cannot be read: it is {surplus} bytes longer than its header says")
     return array
 
 
@@ -367,36 +365,33 @@ def read_meta(folder):
     no file but the format's. Raises DataError. Whether it agrees with the arrays `read` sees.
     """
     path = Path(folder) / "meta.json"
-    if not path.exists():
-        raise DataError(f"{folder} is not a prepared folder: it has no meta.json")
+    check(path.exists(), f"{folder} is not a prepared folder: it has no meta.json")
     try:
         meta = json.loads(read_text(folder, "meta.json"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
-    if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
-        raise DataError(f"{path} is not of schema {SCHEMA}: prepare the dataset again")
+    check(isinstance(meta, dict) and meta.get("schema") == SCHEMA,
+          f"{path} is not of schema {SCHEMA}: prepare the dataset again")
 
-    def check(right, what):
-        if not right:
-            raise DataError(f"{path} is damaged: {what}; copy the folder again, or prepare the "
-                            "dataset again")
+    def need(right, what):
+        check(right, f"{path} is damaged: {what}; copy or prepare the folder again")
 
     for key, kind in {"classes": list, "modalities": dict, "splits": dict, "sha256": dict}.items():
-        check(isinstance(meta.get(key), kind), f"{key} is not what it should be")
+        need(isinstance(meta.get(key), kind), f"{key} is not what it should be")
     for key, kind in {"skipped": dict, "groups": list}.items():
-        check(isinstance(meta.get(key, kind()), kind), f"{key} is not what it should be")
+        need(isinstance(meta.get(key, kind()), kind), f"{key} is not what it should be")
     for name in [*meta["modalities"], *meta["splits"]]:
-        check(re.fullmatch(r"[a-z0-9_]+", name), f"{name!r:.60} is no name of a modality or split")
+        need(re.fullmatch(r"[a-z0-9_]+", name), f"{name!r:.60} is no name of a modality or split")
     for name, spec in meta["modalities"].items():
-        check(isinstance(spec, dict) and spec.get("kind") in list(KINDS),
-              f"modality {name!r:.60} is of no known kind")
-        check(set(spec) <= {"kind", "shape", *Modality.OPTIONS[spec["kind"]]},
-              f"modality {name!r:.60} has unknown options")
+        need(isinstance(spec, dict) and spec.get("kind") in list(KINDS),
+             f"modality {name!r:.60} is of no known kind")
+        need(set(spec) <= {"kind", "shape", *Modality.OPTIONS[spec["kind"]]},
+             f"modality {name!r:.60} has unknown options")
     always = {"ids.txt", "label.npy", *(f"{name}.npy" for name in meta["modalities"]),
               *(f"split.{name}.npy" for name in meta["splits"])}
     at_times = {"group.npy", *(f"{name}.frame.npy" for name in meta["modalities"])}
-    check(always <= set(meta["sha256"]) <= always | at_times,
-          "sha256 does not list the files of its modalities and splits")
+    need(always <= set(meta["sha256"]) <= always | at_times,
+         "sha256 does not list the files of its modalities and splits")
     return meta
 
 
@@ -409,32 +404,29 @@ def read(folder):
     does that.
     """
     folder = Path(folder).expanduser()
-    meta, modalities = read_meta(folder), {}
+    meta, specs = read_meta(folder), {}
     ids, labels = read_text(folder, "ids.txt").splitlines(), read_array(folder, "label.npy")
     splits = {name: read_array(folder, f"split.{name}.npy") for name in meta["splits"]}
     groups = read_array(folder, "group.npy") if "group.npy" in meta["sha256"] else None
     for name, spec in meta["modalities"].items():
         array = read_array(folder, f"{name}.npy")
-        options = {key: spec[key] for key in spec if key not in ("kind", "shape")}
-        if list(array.shape) != spec.get("shape"):
-            raise DataError(f"{folder / name}.npy has shape {list(array.shape)}, meta.json says "
-                            "otherwise")
+        check(list(array.shape) == spec.get("shape"),
+              f"{folder / name}.npy has shape {list(array.shape)}, meta.json says otherwise")
+        specs[name] = {**spec, "array": array}
+        del specs[name]["shape"]
         if f"{name}.frame.npy" in meta["sha256"]:
-            options["frame"] = read_array(folder, f"{name}.frame.npy")
-        try:
-            modalities[name] = modality(spec["kind"], array, **options)
-        except DataError as error:
-            raise DataError(f"{folder}, modality {name!r}: {error}") from None
+            specs[name]["frame"] = read_array(folder, f"{name}.frame.npy")
     try:
+        modalities = modalities_of(specs)
         check_items(modalities, labels, splits, meta["classes"], ids, groups)
     except DataError as error:
         raise DataError(f"{folder}: {error}") from None
     counted = {name: counts(split) for name, split in splits.items()}
-    if meta.get("items") != len(ids) or meta["splits"] != counted:
-        raise DataError(f"{folder / 'meta.json'} counts other items than the arrays hold: copy or "
-                        "prepare the folder again")
-    if (groups is not None and "groups" in meta
-            and not 0 <= groups.min() <= groups.max() < len(meta["groups"])):
-        raise DataError(f"{folder / 'group.npy'} has groups that meta.json does not name: copy or "
-                        "prepare the folder again")
+    check(meta.get("items") == len(ids) and meta["splits"] == counted,
+          f"{folder / 'meta.json'} counts other items than the arrays hold: copy or prepare the "
+          "folder again")
+    check(groups is None or "groups" not in meta
+          or 0 <= groups.min() <= groups.max() < len(meta["groups"]),
+          f"{folder / 'group.npy'} has groups that meta.json does not name: copy or prepare the "
+          "folder again")
     return meta, modalities, labels, splits, ids, groups

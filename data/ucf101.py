@@ -19,20 +19,21 @@ import numpy as np
 
 from data.media import BadFile, decode_stream, read_picture, resize, to_rgb
 from data.prepare import Index, Item, assign, find_by_name, find_files, find_folder, read_list
-from data.store import DataError
+from data.store import DataError, check
 
 EXPECTED = {"official": (9537, 0, 3783)}       # train, val, test
 FLOW_FRAMES, BOUND = 10, 20      # pixels of motion that become 0 and 255
 LONGEST = 100      # seconds; the longest clip has 71
 FLOW_LACKS = 2     # flow fields that a clip may have less than frames
-FLOW_PREFIX = re.compile(r"(?:flow_)?([xy])_")
+U, V = r"(flow_)?x_", r"(flow_)?y_"      # what stands before a picture's number, where one folder
+FRAME = rf"(?!({U}|{V})$).*"             # holds several kinds
 
 
 def index(raw, options):
     lists = find_folder(raw, "ucfTrainTestlist")
     numbered = read_list(lists / "classInd.txt", ",; \t")
-    if any(len(row) != 2 for row in numbered):
-        raise DataError(f"{lists / 'classInd.txt'}: each line should be a number and a class")
+    check(all(len(row) == 2 for row in numbered),
+          f"{lists / 'classInd.txt'}: each line should be a number and a class")
     classes = [kind for _, kind in numbered]
     label = {kind.lower(): i for i, kind in enumerate(classes)}    # Hand[sS]tandPushups
     places = find_clips(raw, options)
@@ -43,8 +44,8 @@ def index(raw, options):
         for row in read_list(path, ",; \t"):                       # the test list has no label
             kind, _, file = row[0].partition("/")
             clip, kind = file.partition(".")[0], kind.lower()
-            if kind not in label or not re.search(r"_g\d\d_c\d\d$", clip):
-                raise DataError(f"{path}: {' '.join(row)!r} is not <Class>/v_<Class>_gXX_cYY.avi")
+            check(kind in label and re.search(r"_g\d\d_c\d\d$", clip),
+                  f"{path}: {' '.join(row)!r} is not <Class>/v_<Class>_gXX_cYY.avi")
             files = [str(found.get(clip.lower(), folder / clip)) for folder, found in places]
             items.append(Item(clip, label[kind], clip[:-4], files))
             assign(official, clip, code, path)
@@ -68,12 +69,11 @@ def find_clips(raw, options):
     def clips(folder):
         return folder, {path.name.lower(): path for path in folder.iterdir() if path.is_dir()}
 
-    if options["flow"] != "tvl1":
-        raise DataError(f"--flow {options['flow']} needs the videos, UCF-101/<Class>/v_*.avi, and "
-                        f"{raw} holds none: published flow is TV-L1")
+    check(options["flow"] == "tvl1", f"--flow {options['flow']} needs the videos, UCF-101/<Class>/"
+                                     f"v_*.avi, and {raw} holds none: published flow is TV-L1")
     frames = clips(find_folder(raw, "jpegs_256", "jpegs"))
     first = next(iter(frames[1].values()), raw)
-    if any(FLOW_PREFIX.match(path.name) for path in find_files(first, "*")):
+    if any(re.match(f"{U}|{V}", path.name) for path in find_files(first, "*")):
         return [frames, frames]
     flow, found = clips(find_folder(raw, "tvl1_flow"))
     if "u" in found:
@@ -117,56 +117,48 @@ def from_video(item, method):
     grey = [frames[i][1].to_ndarray(format="gray") for i in range(first, first + FLOW_FRAMES + 1)]
     estimate = cv2.optflow.DualTVL1OpticalFlow_create() if method == "tvl1" else \
         cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    flow = np.stack([estimate.calc(a, b, None) for a, b in zip(grey, grey[1:])]).transpose(0, 3, 1, 2)
+    flow = np.stack([estimate.calc(a, b, None) for a, b in zip(grey, grey[1:])])
+    flow = flow.transpose(0, 3, 1, 2)
     flow = 255 * (flow.clip(-BOUND, BOUND) + BOUND) / (2 * BOUND)
     flow = flow.round().astype(np.uint8)              # 127.5 = no motion
     frame = to_rgb(frames[middle][1]).transpose(2, 0, 1)
     return resize(frame), np.stack([resize(f) for f in flow]), frame.shape[1:]
 
 
-def numbered_pictures(folder):
-    """The pictures of a folder as {prefix: {number: path}}, frame000007.jpg as 7 of "frame".
-
-    Raises BadFile where the folder is missing or empty, and where a number is there twice or not.
-    """
+def numbered_pictures(folder, prefix):
+    """{number: path} of a folder's pictures named `prefix`, a regular expression, and a number:
+    frame000007.jpg is 7 of "frame". Raises BadFile unless each number is there, and once."""
     if not Path(folder).is_dir():
         raise BadFile(folder, "is missing")
-    groups = {}
+    kinds = {}
     for path in find_files(folder, "*"):
         if path.suffix.lower() in (".jpg", ".jpeg", ".png"):
-            prefix, number = re.fullmatch(r"(.*?)(\d*)", path.stem).groups()
+            kind, number = re.fullmatch(r"(.*?)(\d*)", path.stem.lower()).groups()
             if not number:
                 raise BadFile(folder, f"holds a picture without a number, {path.name}")
-            other = groups.setdefault(prefix.lower(), {}).setdefault(int(number), path)
-            if other != path:
-                raise BadFile(folder, f"holds a number twice: {other.name} and {path.name}")
-    if not groups:
-        raise BadFile(folder, "holds no pictures")
-    for prefix, group in groups.items():
-        start, stop = min(min(group), 1), max(group) + 1
-        absent = sorted(set(range(start, stop)) - set(group))
-        if absent:
-            raise BadFile(folder, f"holds {len(group)} pictures {prefix}*, the last is number "
-                                  f"{stop - 1}, but none with number {absent[0]}")
-    return groups
+            if re.fullmatch(prefix, kind):
+                other = kinds.setdefault(kind, {}).setdefault(int(number), path)
+                if other != path:
+                    raise BadFile(folder, f"holds a number twice: {other.name} and {path.name}")
+    if len(kinds) != 1:
+        held = ", ".join(f"{len(pictures)} {kind}*" for kind, pictures in kinds.items())
+        raise BadFile(folder, f"should hold pictures of one kind: it holds {held}" if kinds else
+                      f"holds no pictures named {prefix} and a number")
+    (kind, pictures), = kinds.items()
+    last = max(pictures)
+    absent = set(range(min(*pictures, 1), last)) - set(pictures)
+    if absent:
+        raise BadFile(folder, f"holds {len(pictures)} pictures {kind}*, the last is number {last}, "
+                              f"but none with number {min(absent)}")
+    return pictures
 
 
 def from_pictures(item):
-    def only(groups, folder):
-        if len(groups) != 1:
-            kinds = ", ".join(f"{len(group)} {prefix}*" for prefix, group in groups.items())
-            raise BadFile(folder, f"should hold pictures of one kind: it holds {kinds or 'none'}")
-        return next(iter(groups.values()))
-
-    folders = [numbered_pictures(folder) for folder in item.files]
-    frames = only({prefix: group for prefix, group in folders[0].items()
-                   if not FLOW_PREFIX.fullmatch(prefix)}, item.files[0])
-    if len(folders) == 3:                                   # a folder of u, one of v
-        u, v = map(only, folders[1:], item.files[1:])
+    frames = numbered_pictures(item.files[0], FRAME)
+    if len(item.files) == 3:                                # a folder of u, one of v
+        u, v = (numbered_pictures(folder, ".*") for folder in item.files[1:])
     else:
-        of = {FLOW_PREFIX.fullmatch(prefix)[1]: group for prefix, group in folders[1].items()
-              if FLOW_PREFIX.fullmatch(prefix)}
-        u, v = of.get("x", {}), of.get("y", {})
+        u, v = (numbered_pictures(item.files[1], prefix) for prefix in (U, V))
     if set(u) != set(v):
         odd = min(set(u) ^ set(v))
         raise BadFile(item.files[1], f"holds {len(u)} pictures of u and {len(v)} of v: number "

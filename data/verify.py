@@ -12,10 +12,8 @@ SHA-256 is printed: compare it with the one that whoever gave you the folder has
 """
 
 import argparse
-import os
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from data import find_prepared, store
@@ -31,11 +29,9 @@ def fault(folder, name, digest, progress):
             return "changed: its SHA-256 is not the one in meta.json"
     except (DataError, OSError) as error:
         return f"damaged: {error}"
-    if name.endswith(".npy") and content.dtype.kind == "f":
-        bad = [item for item, features in enumerate(content) if not np.isfinite(features).all()]
-        if bad:
-            return (f"damaged: features that are not finite in {len(bad)} items, the first number "
-                    f"{bad[0]}")
+    if name.endswith(".npy") and content.dtype.kind == "f" and (bad := store.not_finite(content)):
+        return (f"damaged: features that are not finite in {len(bad)} items, the first number "
+                f"{bad[0]}")
     return None
 
 
@@ -62,9 +58,8 @@ def verify(folder):
 def main(argv=None):
     parser = argparse.ArgumentParser(
         "python -m data.verify", description="Check a prepared dataset against its SHA-256 sums.")
-    parser.add_argument("name", type=os.path.expanduser,
-                        help="a name under --data-dir or the path of a prepared folder")
-    parser.add_argument("--data-dir", default="datasets", type=os.path.expanduser,
+    parser.add_argument("name", help="a name under --data-dir or the path of a prepared folder")
+    parser.add_argument("--data-dir", default="datasets",
                         help="where prepared datasets lie (default: %(default)s)")
     args = parser.parse_args(argv)
     with exit_codes(parser.prog):
