@@ -297,7 +297,8 @@ def lines_or_bar(iterable, total, unit):
         if time.time() - last > 30 or done == total:
             last, rate = time.time(), done / (time.time() - start)
             left = f"{(total - done) / rate:.0f} s left"
-            print(f"{done}/{total} {unit}s, {rate:.1f} a second, {left}", file=sys.stderr, flush=True)
+            print(f"{done}/{total} {unit}s, {rate:.1f} a second, {left}", file=sys.stderr,
+                  flush=True)
 
 
 def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=False, **options):
