@@ -115,7 +115,7 @@ READ = [        # what `open_dataset` refuses by itself, and what it says
     (meta(lambda m: m["groups"].pop()), "group.npy has groups that meta.json does not name"),
     (meta(lambda m: m["modalities"].update({"/etc/passwd": m["modalities"]["audio"]})),
      "'/etc/passwd' is no name of a modality"),
-    (meta(lambda m: m["splits"].update({"../secret": {}})), "'../secret' is no name of a modality or"),
+    (meta(lambda m: m["splits"].update({"../secret": {}})), "'../secret' is no name of a modality"),
     (meta(lambda m: m["sha256"].update({"../secret.npy": "0" * 64})), "sha256 does not"),
     (meta(lambda m: m["sha256"].pop("ids.txt")), "sha256 does not list the files"),
     (remove("audio.npy"), "audio.npy is missing"),
@@ -148,7 +148,7 @@ VERIFY = [      # what takes a look at every byte
     (data("ids.txt", lambda _: b"0\n1\n2\n3\n4\n5\n6\n7\n"), "ids.txt             changed"),
     (array("image", np.zeros((8, 1, 3, 8, 8), np.uint8)), "image.npy           changed"),
     (meta(lambda m: m["sha256"].update({"audio.npy": 7})), "audio.npy           changed"),
-    (forged("audio", no_numbers), "damaged: features that are not finite in 2 items, the first num"),
+    (forged("audio", no_numbers), "damaged: features that are not finite in 2 items, the first"),
 ]
 
 
