@@ -56,7 +56,7 @@ class SmallEncoder(torch.nn.Sequential):
                          torch.nn.ReLU(), torch.nn.Conv2d(4, 512, 1))
 
     def forward(self, x):
-        return super().forward(x[:, 0]).mean((2, 3))
+        return super().forward(x[:, 0]).mean((2, 3)).to(self[0].weight.dtype)
 
 
 def shrink(patch):

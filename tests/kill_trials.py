@@ -57,7 +57,7 @@ def main(argv=None):
     draw, killed, lost = random.Random(args.seed), 0, 0
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
-        folder = str(store.write(scratch / "tiny", **arrays(n=24, size=12)))
+        folder = str(store.write(scratch / "tiny", **arrays(n=24)))
         whole = {}              # (script, precision): outcome and seconds of an unbroken run
         for trial in range(args.trials):
             name, amp = draw.choice(list(RUNS)), draw.choice(["off", "bf16"])

@@ -90,15 +90,19 @@ def test_bf16_trains_and_says_so(tiny, tmp_path):
 
 
 def test_fp16_trains_through_the_overflows_of_its_first_steps(tiny, tmp_path, small, monkeypatch):
-    overflows, update = [], torch.amp.GradScaler.update
+    overflows = []
 
-    def watched(scaler):
-        before = scaler.get_scale()
-        update(scaler)
-        overflows.append(scaler.get_scale() < before)
+    class Scaler(torch.amp.GradScaler):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, init_scale=2.0**26, **kwargs)
 
-    monkeypatch.setattr(torch.amp.GradScaler, "update", watched)
-    result = train("mmpareto", tiny, tmp_path, "--amp", "fp16")
+        def update(self):
+            before = self.get_scale()
+            super().update()
+            overflows.append(self.get_scale() < before)
+
+    monkeypatch.setattr(torch.amp, "GradScaler", Scaler)
+    result = train("mmpareto", tiny, tmp_path, "--amp", "fp16", "--epochs", "4")
     assert result["precision"] == "float16" and overflows[0] and not overflows[-1]
     assert all(np.isfinite(list(epoch["loss"].values())).all() for epoch in result["epochs"])
 
@@ -227,7 +231,7 @@ def test_a_name_belongs_to_one_config(quick, tmp_path, small, monkeypatch, capsy
     written = json.loads(json.dumps(joint_baseline.main(quick)))
     capsys.readouterr()
     with monkeypatch.context() as patch:
-        patch.setattr(torch.optim, "SGD", None)                     # nothing can be trained
+        patch.setattr(torch.optim, "SGD", lambda *_, **__: None)    # nothing can be trained
         for more in ([], ["--resume"]):                             # finished: the table again
             assert joint_baseline.main([*quick, *more]) == written
             assert "encoder of image" in capsys.readouterr().out
