@@ -1,13 +1,13 @@
-"""Kill runs at random moments, resume them, and compare them bit for bit with runs that were not killed.
+"""Kill runs at random moments, resume them, and compare them bit for bit with unbroken ones.
 
     python tests/kill_trials.py --trials 100 --seed 0
 
-Each trial: one of the three scripts, float32 or bfloat16, killed by SIGKILL up to three times, anywhere between its first
-step and its last line, checkpoints being written included. Prints a line a trial; exit code 1 if one ended otherwise.
+Each trial: one of the three scripts, float32 or bfloat16, killed by SIGKILL up to three times,
+anywhere between its first step and its last line, checkpoints being written included. Prints a line
+a trial; exit code 1 if one ended otherwise.
 """
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -19,12 +19,12 @@ from pathlib import Path
 
 import torch
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+sys.path.insert(0, str(Path(__file__).parent))
+from conftest import arrays, outcome, same  # noqa: E402
+
 import dimml  # noqa: E402
 import joint_baseline  # noqa: E402
 import udi  # noqa: E402
-from conftest import arrays  # noqa: E402
-
 from data import store  # noqa: E402
 
 RUNS = {"dimml": (dimml, ["--epochs", "3", "--warmup", "1", "--fusion-epochs", "2"]),
@@ -33,34 +33,19 @@ RUNS = {"dimml": (dimml, ["--epochs", "3", "--warmup", "1", "--fusion-epochs", "
 
 
 def start(script, command):
-    """The script in a child process that is forked when everything is imported, so that a trial takes seconds."""
+    """The script in a child process, forked when all is imported, so that a trial takes seconds."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 1)
-            os.dup2(null, 2)
+            for stream in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
             script.main(command)
             code = 0
         finally:
             os._exit(code)
     return child
-
-
-def outcome(folder):
-    """Result and weights of the one run in a folder, less what a clock decides."""
-    (path,) = folder.glob("*.json")
-    result = json.loads(path.read_text())
-    for part in (result, *result["epochs"]):
-        for key in ("seconds", "items_per_second", "command", "commit"):
-            part.pop(key, None)
-    return result, torch.load(path.with_suffix(".pt"), weights_only=True)["model"]
-
-
-def same(a, b):
-    return a[0] == b[0] and a[1].keys() == b[1].keys() and all(torch.equal(a[1][key], b[1][key]) for key in a[1])
 
 
 def main(argv=None):
@@ -72,15 +57,16 @@ def main(argv=None):
     draw, killed, lost = random.Random(args.seed), 0, 0
     with tempfile.TemporaryDirectory() as scratch:
         scratch = Path(scratch)
-        folder = str(store.write(scratch / "tiny", **arrays()))
-        whole = {}                                            # (script, precision): outcome and seconds of an unbroken run
+        folder = str(store.write(scratch / "tiny", **arrays(n=24)))
+        whole = {}              # (script, precision): outcome and seconds of an unbroken run
         for trial in range(args.trials):
             name, amp = draw.choice(list(RUNS)), draw.choice(["off", "bf16"])
             script, flags = RUNS[name]
-            command = ["--dataset", folder, "--batch-size", "8", "--amp", amp, *flags, "--out"]
+            command = ["--dataset", folder, "--batch-size", "6", "--amp", amp, *flags, "--out"]
             if (name, amp) not in whole:
                 begun = time.time()
-                assert os.waitpid(start(script, [*command, str(scratch / "whole")]), 0)[1] == 0
+                child = start(script, [*command, str(scratch / "whole")])
+                assert os.waitpid(child, 0)[1] == 0
                 whole[name, amp] = outcome(scratch / "whole"), time.time() - begun
                 shutil.rmtree(scratch / "whole")
             unbroken, seconds = whole[name, amp]
@@ -94,7 +80,8 @@ def main(argv=None):
             good = code == 0 and same(outcome(out), unbroken)
             shutil.rmtree(out, ignore_errors=True)
             killed, lost = killed + kills, lost + (not good)
-            print(f"trial {trial}: {name} {amp}, killed {kills} times: " + ("the same bits" if good else "NOT THE SAME"), flush=True)
+            print(f"trial {trial}: {name} {amp}, killed {kills} times:",
+                  "the same bits" if good else "NOT THE SAME", flush=True)
     print(f"{args.trials} trials, {killed} kills, {args.trials - lost} ended with the same bits")
     return 1 if lost else 0
 

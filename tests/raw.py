@@ -11,67 +11,78 @@ from PIL import Image
 
 def tone(seconds, rate, hertz=440.0, channels=1):
     """(channels, L) float32 sine."""
-    return np.tile(0.3 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate), (channels, 1)).astype(np.float32)
+    wave = 0.3 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)
+    return np.tile(wave, (channels, 1)).astype(np.float32)
 
 
-def media(path, seconds=1.0, fps=25, size=(64, 48), video="mpeg4", audio=None, rate=44_100, frames=None, sound=None):
-    """A file with moving pictures (`frames`: uint8 (T, H, W, 3); default: grey that rises from 0 to 250 over the clip)
-    and, if `audio` names a codec, sound."""
+def encode(out, stream, samples, rate, **options):
+    """(channels, L) float32 into a stream of an open file."""
+    layout = stream.layout.name
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout=layout)
+    frame.rate, frame.pts = rate, 0
+    for block in av.AudioResampler(stream.format, layout, rate, **options).resample(frame):
+        out.mux(stream.encode(block))
+    out.mux(stream.encode(None))
+
+
+def media(path, seconds=1.0, fps=25, size=(64, 48), video="mpeg4", audio=None, rate=44_100,
+          frames=None, sound=None):
+    """A file with moving pictures (`frames`: uint8 (T, H, W, 3); default: grey that rises from 0 to
+    250 over the clip) and, if `audio` names a codec, sound."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as out:
-        if video:
-            v = out.add_stream(video, rate=fps)
-            v.width, v.height = size
-            v.pix_fmt, v.bit_rate = "yuv420p", 2_000_000
+        v = out.add_stream(video, rate=fps)
+        v.width, v.height = size
+        v.pix_fmt, v.bit_rate = "yuv420p", 2_000_000
         if audio:
             a = out.add_stream(audio, rate=rate, layout="mono")
-        if video:
-            n = round(seconds * fps)
-            if frames is None:
-                frames = (np.arange(n) * 250 // max(n - 1, 1)).astype(np.uint8)[:, None, None, None] * np.ones((1, *size[::-1], 3), np.uint8)
-            for i, picture in enumerate(frames):
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-                frame.pts, frame.time_base = i, Fraction(1, fps)
-                out.mux(v.encode(frame))
-            out.mux(v.encode(None))
+        n = round(seconds * fps)
+        if frames is None:
+            greys = (np.arange(n) * 250 // max(n - 1, 1)).astype(np.uint8)
+            frames = greys[:, None, None, None] * np.ones((1, *size[::-1], 3), np.uint8)
+        for i, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame.pts, frame.time_base = i, Fraction(1, fps)
+            out.mux(v.encode(frame))
+        out.mux(v.encode(None))
         if audio:
-            samples = tone(seconds, rate) if sound is None else sound
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout="mono")
-            frame.rate, frame.pts = rate, 0
-            for block in av.AudioResampler(a.format, a.layout, a.rate, frame_size=a.frame_size or 1024).resample(frame):
-                out.mux(a.encode(block))
-            out.mux(a.encode(None))
+            encode(out, a, tone(seconds, rate) if sound is None else sound, rate,
+                   frame_size=a.frame_size or 1024)
     return path
+
+
+def muxed(path, stem, change=lambda packet: packet, **options):
+    """The same packets in another file, each as `change` gives it back (None: left out)."""
+    out = path.with_stem(stem)
+    with av.open(str(path)) as old, av.open(str(out), "w", options=options) as new:
+        streams = {stream: new.add_stream_from_template(stream) for stream in old.streams}
+        for packet in old.demux():
+            if packet.dts is not None and change(packet):
+                packet.stream = streams[packet.stream]
+                new.mux(packet)
+    return out
 
 
 def without_packets(path, start, stop, jitter=0.0):
     """The same file without the sound's packets from `start` to `stop` seconds; the time stamps of
     the others, but the first, are moved by up to `jitter` seconds."""
-    rng, out = np.random.default_rng(0), path.with_stem(f"{path.stem} thin")
-    with av.open(str(path)) as old, av.open(str(out), "w") as new:
-        streams = {stream: new.add_stream_from_template(stream) for stream in old.streams}
-        for packet in old.demux():
-            if packet.dts is None or (packet.stream.type == "audio"
-                                      and start <= packet.pts * packet.time_base < stop):
-                continue
-            if packet.pts > 0 and packet.stream.type == "audio":
-                packet.pts += round(rng.uniform(-jitter, jitter) / packet.time_base)
-                packet.dts = packet.pts
-            packet.stream = streams[packet.stream]
-            new.mux(packet)
-    return out
+    rng = np.random.default_rng(0)
+
+    def change(packet):
+        sound = packet.stream.type == "audio"
+        if sound and start <= packet.pts * packet.time_base < stop:
+            return None
+        if sound and packet.pts > 0:
+            packet.pts += round(rng.uniform(-jitter, jitter) / packet.time_base)
+            packet.dts = packet.pts
+        return packet
+
+    return muxed(path, "thin", change)
 
 
 def faststart(path):
     """The same MP4 with its index in front of the pictures, as it comes from the web."""
-    fast = av.open(str(path.with_stem("fast")), "w", options={"movflags": "faststart"})
-    with av.open(str(path)) as old, fast as new:
-        streams = {stream: new.add_stream_from_template(stream) for stream in old.streams}
-        for packet in old.demux():
-            if packet.dts is not None:
-                packet.stream = streams[packet.stream]
-                new.mux(packet)
-    return path.with_stem("fast")
+    return muxed(path, "fast", movflags="faststart")
 
 
 def wav(path, samples, rate, codec="pcm_s16le"):
@@ -84,30 +95,38 @@ def wav(path, samples, rate, codec="pcm_s16le"):
     layout = "stereo" if len(samples) == 2 else "mono"
     with av.open(str(path), "w", format="wav") as out:
         stream = out.add_stream(codec, rate=rate, layout=layout)
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout=layout)
-        frame.rate, frame.pts = rate, 0
-        for block in av.AudioResampler(stream.format, layout, rate).resample(frame):
-            out.mux(stream.encode(block))
-        out.mux(stream.encode(None))
+        encode(out, stream, samples, rate)
     return path
 
 
-def cremad(root, actors=(1001, 1003, 1005, 1006)):
+def touch(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def cremad(root, actors=(1001, 1003, 1005, 1006), empty=False):
     """Each actor with all six emotions; a list that puts every fourth clip into test."""
-    ids = [f"{actor}_IEO_{emotion}_XX" for actor in actors for emotion in ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG")]
+    ids = [f"{actor}_IEO_{emotion}_XX" for actor in actors
+           for emotion in ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG")]
     for name in ids:
-        wav(root / f"AudioWAV/{name}.wav", tone(1.2, 16_000), 16_000)
-        media(root / f"VideoFlash/{name}.flv", video="flv1", audio="mp3")
-    for file, rows in (("train.csv", [i for n, i in enumerate(ids) if n % 4]), ("test.csv", ids[::4])):
-        (root / file).write_text("".join(f"{i},{i.split('_')[2]}\n" for i in rows))
+        sound, picture = root / f"AudioWAV/{name}.wav", root / f"VideoFlash/{name}.flv"
+        if empty:
+            touch(sound), touch(picture)
+        else:
+            wav(sound, tone(1.2, 16_000), 16_000)
+            media(picture, video="flv1", audio="mp3")
+    for file, rows in (("train", [i for n, i in enumerate(ids) if n % 4]), ("test", ids[::4])):
+        (root / f"{file}.csv").write_text("".join(f"{i},{i.split('_')[2]}\n" for i in rows))
     return ids
 
 
-def ave(root, n=8):
-    """n videos of ten seconds with one event each; the first also stands in test, under another category."""
+def ave(root, n=8, empty=False):
+    """n videos of ten seconds with one event each; the first also in test, as another category."""
     for i in range(n):
-        media(root / f"AVE/video_{i}.mp4", 10, fps=5, audio="aac")
-    rows = [f"{('Church bell', 'Bark')[i % 2]}&video_{i}&good&{i % 3}&{10 - i % 4}" for i in range(n)]
+        path = root / f"AVE/video_{i}.mp4"
+        touch(path) if empty else media(path, 10, fps=5, audio="aac")
+    rows = [f"{('Church bell', 'Bark')[i % 2]}&video_{i}&good&{i % 3}&{10 - i % 4}"
+            for i in range(n)]
     header = "Category&VideoID&Quality&StartTime&EndTime"
     (root / "trainSet.txt").write_text("\n".join([header, *rows[:-2], "Bark&video_1&good&0&0"]))
     (root / "valSet.txt").write_text(rows[-2] + "\n")
@@ -121,35 +140,51 @@ def ucf_lists(root):
     folder = root / "ucfTrainTestlist"
     folder.mkdir(parents=True)
     (folder / "classInd.txt").write_text("1 Biking\n2 Skiing\n")
-    (folder / "trainlist01.txt").write_text("".join(f"{c.split('_')[1]}/{c}.avi {1 + ('Ski' in c)}\n" for c in UCF if "g02" in c))
-    (folder / "testlist01.txt").write_text("".join(f"{c.split('_')[1]}/{c}.avi\n" for c in UCF if "g01" in c))
+    for part, group in (("train", "g02"), ("test", "g01")):
+        label = {"Biking": " 1", "Skiing": " 2"} if part == "train" else {}
+        rows = [(clip.split("_")[1], clip) for clip in UCF if group in clip]
+        (folder / f"{part}list01.txt").write_text(
+            "".join(f"{kind}/{clip}.avi{label.get(kind, '')}\n" for kind, clip in rows))
 
 
 def moving(n=20, size=(64, 48), step=2):
-    """A soft random texture that moves `step` pixels to the right each frame: uint8 (n, H, W, 3)."""
+    """A soft random texture that moves `step` pixels to the right a frame: uint8 (n, H, W, 3)."""
     rng = np.random.default_rng(0)
     texture = np.kron(rng.integers(40, 215, (size[1] // 8, 40)), np.ones((8, 8)))
     frames = [texture[:, 160 - step * i:160 - step * i + size[0]] for i in range(n)]
     return np.stack(frames).astype(np.uint8)[..., None].repeat(3, -1)
 
 
-def ucf_videos(root):
+def ucf_videos(root, empty=False):
     ucf_lists(root)
     for clip in UCF:
-        media(root / f"UCF-101/{clip.split('_')[1]}/{clip}.avi", frames=moving())
+        path = root / f"UCF-101/{clip.split('_')[1]}/{clip}.avi"
+        touch(path) if empty else media(path, frames=moving())
+
+
+def grey(path, value, size=(34, 26), mode="L"):
+    """A picture of one grey."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value if mode == "L" else (value,) * 3).save(path, quality=95)
 
 
 def ucf_pictures(root, layout="u,v"):
+    """Clips of 12 frames, of grey 10 to 120, with flow u of 101 to 112 and v of 151 to 162."""
     ucf_lists(root)
     for clip in UCF:
         for i in range(1, 13):
-            rgb, u, v = {"u,v": (f"frame{i:06d}",) * 3, "x,y": (f"frame{i:06d}", f"x_{i:05d}", f"y_{i:05d}"),
-                         "flow_x": (f"frame{i:06d}", f"flow_x_{i:05d}", f"flow_y_{i:05d}")}[layout]
-            folders = (f"tvl1_flow/u/{clip}", f"tvl1_flow/v/{clip}") if layout == "u,v" else (f"tvl1_flow/{clip}",) * 2
-            for folder, name, value in ((f"jpegs_256/{clip}", rgb, 10 * i), (folders[0], u, 100 + i), (folders[1], v, 150 + i)):
-                (root / folder).mkdir(parents=True, exist_ok=True)
-                Image.new("L" if "flow" in folder else "RGB", (34, 26), value if "flow" in folder else (value,) * 3).save(
-                    root / folder / f"{name}.jpg", quality=95)
+            u, v = {"u,v": (f"u/{clip}/frame{i:06d}", f"v/{clip}/frame{i:06d}"),
+                    "x,y": (f"{clip}/x_{i:05d}", f"{clip}/y_{i:05d}"),
+                    "flow_x": (f"{clip}/flow_x_{i:05d}", f"{clip}/flow_y_{i:05d}")}[layout]
+            grey(root / f"jpegs_256/{clip}/frame{i:06d}.jpg", 10 * i, mode="RGB")
+            grey(root / f"tvl1_flow/{u}.jpg", 100 + i)
+            grey(root / f"tvl1_flow/{v}.jpg", 150 + i)
+
+
+def views(root, numbers=range(1, 13), name="bed_0001", part="train", style="shaded"):
+    """A ModelNet40 object whose view v is a picture of grey 10 v."""
+    for n in numbers:
+        grey(root / f"{name.rpartition('_')[0]}/{part}/{name}.obj.{style}_v{n:03d}.png", 10 * n)
 
 
 CUBE = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
@@ -158,8 +193,9 @@ CUBE_FACES = [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 
 
 def off(path, vertices=CUBE, faces=CUBE_FACES, header="OFF\n{} {} 0\n"):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(header.format(len(vertices), len(faces)) + "".join(f"{a} {b} {c}\n" for a, b, c in vertices)
-                    + "".join(" ".join(map(str, [len(face), *face])) + "\n" for face in faces))
+    rows = [*vertices, *([len(face), *face] for face in faces)]
+    path.write_text(header.format(len(vertices), len(faces))
+                    + "".join(" ".join(map(str, row)) + "\n" for row in rows))
     return path
 
 
@@ -167,18 +203,25 @@ def modelnet(root, n=6):
     for kind, height in (("bed", 0.4), ("lamp", 2.0)):
         for i in range(n):
             part = "test" if i % 3 == 2 else "train"
-            off(root / f"ModelNet40/{kind}/{part}/{kind}_{i:04d}.off", CUBE * [1, 1 + i / 10, height])
+            path = root / f"ModelNet40/{kind}/{part}/{kind}_{i:04d}.off"
+            off(path, CUBE * [1, 1 + i / 10, height])
+
+
+def idx(array, kind=8):
+    """An array in MNIST's format; kind 8: bytes."""
+    start = bytes([0, 0, kind, array.ndim])
+    return start + np.array(array.shape, ">i4").tobytes() + array.astype(np.uint8).tobytes()
 
 
 def avmnist(root, per_digit=11, zipped=True):
     """Recordings of one speaker and MNIST files whose images are all of their digit's grey."""
     for digit in range(10):
+        sound = tone(0.3, 8_000, 200 + 100 * digit)
         for index in range(per_digit):
-            wav(root / f"recordings/{digit}_ann_{index}.wav", tone(0.3, 8_000, 200 + 100 * digit), 8_000)
+            wav(root / f"recordings/{digit}_ann_{index}.wav", sound, 8_000)
     labels = np.arange(300) % 10
+    images = (labels * 20)[:, None, None] * np.ones((1, 28, 28))
     for stem in ("train", "t10k"):
-        for what, array in (("images-idx3", (labels * 20)[:, None, None] * np.ones((1, 28, 28))), ("labels-idx1", labels)):
-            array = array.astype(np.uint8)
-            data = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + array.tobytes()
+        for what, array in (("images-idx3", images), ("labels-idx1", labels)):
             path = root / f"{stem}-{what}-ubyte{'.gz' if zipped else ''}"
-            path.write_bytes(gzip.compress(data) if zipped else data)
+            path.write_bytes(gzip.compress(idx(array)) if zipped else idx(array))

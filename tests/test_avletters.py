@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from conftest import REAL
+from conftest import REAL, prepared, real
 from scipy.io import savemat
 
-from data import avletters, open_dataset, prepare
+from data import avletters, open_dataset
 
 SPEAKERS = ["Anya", "Stephen", "Yi"]
 
@@ -29,11 +29,11 @@ def files(root, name):
 
 
 @pytest.fixture
-def letters(tmp_path, monkeypatch):
+def letters(tmp_path, monkeypatch, expect):
     """Three speakers. Sound: coefficient k rises by k a step, from the letter's number on.
     Picture: a bright column tells the frame, a bright row the letter."""
     monkeypatch.setattr(avletters, "SPEAKERS", SPEAKERS)
-    monkeypatch.setattr(avletters, "EXPECTED", {"official": (156, 0, 78), "clean": (78, 78, 78)})
+    expect(avletters, official=(156, 0, 78), clean=(78, 78, 78))
     for label in range(26):
         for name in (f"{chr(65 + label)}{n}_{speaker}" for n in "123" for speaker in SPEAKERS):
             sound, lips = files(tmp_path / "raw", name)
@@ -46,19 +46,9 @@ def letters(tmp_path, monkeypatch):
     return tmp_path / "raw"
 
 
-def run(root, *flags, code=0):
-    command = ["avletters", "--raw", str(root), "--data-dir", str(root.parent / "out"), *flags]
-    command += ["--workers", "1"]
-    if not code:
-        return prepare.main(command)
-    with pytest.raises(SystemExit) as stop:
-        prepare.main(command)
-    assert stop.value.code == code
-
-
 def test_sound_and_lips_are_those_of_the_files(letters):
-    run(letters)
-    ds = open_dataset("avletters", letters.parent / "out", val=0)
+    folder = prepared("avletters", letters.parent)
+    ds = open_dataset(folder, val=0)
     assert list(ds.modalities) == ["audio", "lips"] and ds.ids[:2] == ["A1_Anya", "A1_Stephen"]
     assert [ds.classes[label] for label in ds.labels] == [name[0] for name in ds.ids]
     assert {ds.ids[i][1] for i in ds.indices("train")} == {"1", "2"}
@@ -81,7 +71,7 @@ def test_sound_and_lips_are_those_of_the_files(letters):
             want[:, frame] = 255
             np.testing.assert_array_equal(picture, want)
 
-    clean = open_dataset("avletters", letters.parent / "out", split="clean")
+    clean = open_dataset(folder, split="clean")
     speakers = {part: {clean.ids[i][3:] for i in clean.indices(part)}
                 for part in ("train", "val", "test")}
     assert speakers == {"train": {"Anya"}, "val": {"Stephen"}, "test": {"Yi"}}
@@ -110,7 +100,7 @@ def cut(path, share=0.6):
 def test_a_damaged_file_is_named(letters, damage, reason, capsys):
     sound, lips = files(letters, "C2_Stephen")
     damage(sound, lips)
-    run(letters, code=2)
+    prepared("avletters", letters.parent, code=2)
     error = capsys.readouterr().err
     assert "1 of 234 items cannot be used" in error and reason in error and "C2_Stephen" in error
     assert "Traceback" not in error and not (letters.parent / "out/avletters").exists()
@@ -123,7 +113,7 @@ def test_a_damaged_file_is_named(letters, damage, reason, capsys):
 def test_an_incomplete_download_is_said_at_once(letters, pattern, missing, first, capsys):
     for path in letters.glob(pattern):
         path.unlink()
-    run(letters, code=2)
+    prepared("avletters", letters.parent, code=2)
     error = capsys.readouterr().err
     assert f"{missing} files of avletters are missing, the first: " in error and first in error
     assert len(error.splitlines()) == 1 and not (letters.parent / "out").exists()
@@ -131,15 +121,14 @@ def test_an_incomplete_download_is_said_at_once(letters, pattern, missing, first
 
 def test_a_file_that_is_none_of_the_letters_is_named(letters, capsys):
     (letters / "Lips/A4_Anya-lips.mat").touch()
-    run(letters, code=2)
+    prepared("avletters", letters.parent, code=2)
     assert "A4_Anya-lips.mat is none of the 234 letters" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real samples are not here")
+@real
 def test_the_real_set(tmp_path):
     (tmp_path / "raw").symlink_to(REAL / "avletters")
-    run(tmp_path / "raw")
-    ds = open_dataset("avletters", tmp_path / "out", val=0)
+    ds = open_dataset(prepared("avletters", tmp_path), val=0)
     audio = ds.modalities["audio"].array[ds.indices("train")].astype(float)
     np.testing.assert_allclose(audio.mean((0, 1, 3)), 0, atol=1e-3)
     np.testing.assert_allclose(audio.std((0, 1, 3)), 1, atol=1e-3)

@@ -5,20 +5,16 @@ import gzip
 import numpy as np
 import pytest
 import raw
+from conftest import prepared
 
-from data import DataError, avmnist, prepare
+from data import DataError, avmnist
 
 
 @pytest.fixture
-def digits(tmp_path, monkeypatch):
-    monkeypatch.setattr(avmnist, "EXPECTED", {})
+def digits(tmp_path, expect):
+    expect(avmnist)
     raw.avmnist(tmp_path / "raw", per_digit=6, zipped=False)
     return tmp_path / "raw"
-
-
-def idx(array, kind=8, dimensions=None):
-    start = bytes([0, 0, kind, dimensions or array.ndim])
-    return start + np.array(array.shape, ">i4").tobytes() + array.astype(np.uint8).tobytes()
 
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -30,26 +26,23 @@ TEN = np.arange(300) % 10
     (IMAGES, lambda whole: whole + b"x", "is no whole MNIST file: 235201 bytes"),
     (IMAGES, lambda whole: whole[:9], "of 3 dimensions: it begins with 00 00 08 03"),
     (IMAGES, lambda whole: gzip.compress(whole)[:-20], "is no whole MNIST file"),
-    (IMAGES, lambda whole: idx(TEN), "of 3 dimensions: it begins with 00 00 08 01"),
-    (IMAGES, lambda whole: idx(np.zeros((300, 28, 28)), kind=13), "begins with 00 00 0d 03"),
+    (IMAGES, lambda whole: raw.idx(TEN), "of 3 dimensions: it begins with 00 00 08 01"),
+    (IMAGES, lambda whole: raw.idx(np.zeros((300, 28, 28)), kind=13), "begins with 00 00 0d 03"),
     (IMAGES, lambda whole: b"version https://git-lfs", "begins with 76 65 72 73"),
     (IMAGES, lambda whole: b"", "is no MNIST file"),
-    (IMAGES, lambda whole: idx(np.zeros((299, 28, 28))), "images (299, 28, 28), 300 labels from"),
-    (IMAGES, lambda whole: idx(np.zeros((300, 28, 27))), "together: images (300, 28, 27)"),
-    (LABELS, lambda whole: idx(TEN + 1), "300 labels from 1 to 10"),
-    (LABELS, lambda whole: idx(np.arange(300) % 9), "has 0 images of a 9, there are 1 recordings"),
-    (LABELS, lambda whole: idx(TEN[:, None, None]), "is no MNIST file of 1 dimensions"),
+    (IMAGES, lambda whole: raw.idx(np.zeros((299, 28, 28))), "images (299, 28, 28), 300 labels"),
+    (IMAGES, lambda whole: raw.idx(np.zeros((300, 28, 27))), "together: images (300, 28, 27)"),
+    (LABELS, lambda whole: raw.idx(TEN + 1), "300 labels from 1 to 10"),
+    (LABELS, lambda whole: raw.idx(np.arange(300) % 9), "has 0 images of a 9, there are 1 rec"),
+    (LABELS, lambda whole: raw.idx(TEN[:, None, None]), "is no MNIST file of 1 dimensions"),
 ])
 def test_a_bad_idx_file_is_named_before_anything_is_decoded(digits, name, change, message, capsys):
     path = digits / name
     path.write_bytes(change(path.read_bytes()))
     avmnist.read_idx.cache_clear()
-    with pytest.raises(SystemExit) as stop:
-        prepare.main(["avmnist", "--raw", str(digits), "--data-dir", str(digits.parent / "out"),
-                      "--skip-bad"])
+    prepared("avmnist", digits.parent, "--skip-bad", code=2)
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and len(error.splitlines()) == 1
-    assert message in error and name in error
+    assert message in error and name in error and len(error.splitlines()) == 1
     assert not (digits.parent / "out").exists()
 
 
@@ -69,5 +62,3 @@ def test_a_recording_with_another_name_is_named(digits):
     (digits / "recordings/ten_ann_0.wav").touch()
     with pytest.raises(DataError, match="ten_ann_0.wav is not named"):
         avmnist.index(digits, {})
-
-

@@ -7,7 +7,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import ROOT, arrays
+from conftest import ROOT, SmallEncoder, arrays, shrink
 
 import dimml
 import joint_baseline
@@ -37,6 +37,13 @@ def in_brackets(text):
     """["f", "g"] of a text that says (`f`, `g`)."""
     return [name for names in re.findall(r"\((`[\w.]+`(?:, `[\w.]+`)*)\)", text)
             for name in re.findall(r"`([\w.]+)`", names)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +130,7 @@ def test_the_fork_trains_under_its_own_name(folder, tmp_path):
     spec = importlib.util.spec_from_file_location("mine", fork)
     mine = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(mine)
+    mine.Encoder = SmallEncoder
     flags = ["--dataset", str(folder), *FLAGS, "--out", str(tmp_path)]
     result, plain = mine.main(flags), joint_baseline.main(flags)
     assert (result["method"], result["variant"]) == ("mine", "concat")

@@ -16,7 +16,8 @@ def test_the_commit_says_dirty_where_script_or_data_are_not_as_committed(tmp_pat
         return provenance(tmp_path / script, torch.device("cpu"))["commit"]
 
     (tmp_path / "data").mkdir()
-    for name, text in {"mine.py": "1", "data/store.py": "1", ".gitignore": "__pycache__/\nown.py"}.items():
+    files = {"mine.py": "1", "data/store.py": "1", ".gitignore": "__pycache__/\nown.py"}
+    for name, text in files.items():
         (tmp_path / name).write_text(text)
     assert commit() is None                                     # no repository yet
     git("init")

@@ -1,11 +1,10 @@
 """Decoding: what comes out of real files, and what is said about files that cannot be used."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import raw
-from conftest import REAL
+from conftest import REAL, real
+from PIL import Image
 
 from data import media
 from data.media import BadFile
@@ -15,31 +14,40 @@ def pitch(sound):
     return np.abs(np.fft.rfft(sound * np.hanning(len(sound)))).argmax() * 16_000 / len(sound)
 
 
-@pytest.mark.parametrize("rate,channels,codec", [(16_000, 1, "pcm_s16le"), (8_000, 1, "pcm_s16le"), (48_000, 2, "pcm_s24le"),
-                                                 (44_100, 1, "pcm_f32le")])
+@pytest.mark.parametrize("rate,channels,codec", [
+    (16_000, 1, "pcm_s16le"), (8_000, 1, "pcm_s16le"), (48_000, 2, "pcm_s24le"),
+    (44_100, 1, "pcm_f32le")])
 def test_sound_of_any_kind_becomes_16_khz_mono(rate, channels, codec, tmp_path):
-    sound = media.read_audio(raw.wav(tmp_path / "a.wav", raw.tone(1.5, rate, 440, channels), rate, codec))
-    assert sound.dtype == np.int16 and abs(len(sound) - 24_000) <= 1
-    assert abs(pitch(sound) - 440) < 1 and abs(np.abs(sound[4000:-4000]).max() / 32768 - 0.3) < 0.01
+    tone = raw.tone(1.5, rate, 440, channels)
+    sound = media.read_audio(raw.wav(tmp_path / "a.wav", tone, rate, codec))
+    assert sound.dtype == np.int16 and abs(len(sound) - 24_000) <= 1 and abs(pitch(sound) - 440) < 1
+    assert abs(np.abs(sound[4000:-4000]).max() / 32768 - 0.3) < 0.01
 
 
-@pytest.mark.parametrize("name,video,audio", [("a.mp4", "mpeg4", "aac"), ("a.flv", "flv1", "mp3"), ("a.avi", "mpeg4", "mp3")])
+CONTAINERS = [("a.mp4", "mpeg4", "aac"), ("a.flv", "flv1", "mp3"), ("a.mkv", "mpeg4", "aac"),
+              ("b.mkv", "mpeg4", "mp3")]
+AVI = "a.avi", "mpeg4", "mp3"
+
+
+@pytest.mark.parametrize("name,video,audio", [*CONTAINERS[:2], AVI])
 def test_sound_and_picture_of_a_video(name, video, audio, tmp_path):
     path = raw.media(tmp_path / name, 2.0, video=video, audio=audio, size=(80, 48))
     sound = media.read_audio(path)
     assert abs(len(sound) - 32_000) < 1_600 and abs(pitch(sound) - 440) < 2
     frames, size = media.read_frames(path, media.evenly(2), size=32)
     assert frames.shape == (2, 3, 32, 32) and size == (48, 80)
-    assert np.abs(frames.mean((1, 2, 3)) - [62, 187]).max() < 12      # the grey at a quarter and three quarters
+    assert np.abs(frames.mean((1, 2, 3)) - [62, 187]).max() < 12      # at 0.5 and 1.5 s
 
 
 def test_the_event_is_what_is_read(tmp_path):
-    sound = np.concatenate([raw.tone(4, 16_000, 300), raw.tone(2, 16_000, 900), raw.tone(4, 16_000, 300)], 1)
+    parts = (4, 300), (2, 900), (4, 300)
+    sound = np.concatenate([raw.tone(seconds, 16_000, hertz) for seconds, hertz in parts], 1)
     path = raw.media(tmp_path / "a.mp4", 10, fps=10, audio="aac", rate=16_000, sound=sound)
     event = media.read_audio(path, 4, 6)
     assert len(event) == 32_000 and abs(pitch(event) - 900) < 2
     frames, _ = media.read_frames(path, media.within(4, 6, 4))
-    assert np.abs(frames.mean((1, 2, 3)) - 250 * (np.array([4.25, 4.75, 5.25, 5.75]) / 9.9)).max() < 6
+    greys = 250 * np.array([4.25, 4.75, 5.25, 5.75]) / 9.9
+    assert np.abs(frames.mean((1, 2, 3)) - greys).max() < 6
 
 
 def level(hertz, folder):
@@ -72,10 +80,6 @@ def test_colours_of_a_video_are_those_of_the_standard(tmp_path):
     right = [y + 1.596027 * v, y - 0.391762 * u - 0.812968 * v, y + 2.017232 * u]
     for size in (None, 32):
         assert np.abs(media.to_rgb(frame, size).mean((0, 1)) - right).max() < 0.8
-
-
-CONTAINERS = [("a.mp4", "mpeg4", "aac"), ("a.mkv", "mpeg4", "aac"), ("b.mkv", "mpeg4", "mp3"),
-              ("a.flv", "flv1", "mp3")]
 
 
 @pytest.mark.parametrize("name,video,audio", CONTAINERS)
@@ -148,7 +152,7 @@ def test_a_riff_is_judged_by_what_is_there(riff, data, name, tmp_path):
                 read(path)
 
 
-@pytest.mark.parametrize("name,video,audio", [*CONTAINERS, ("a.avi", "mpeg4", "mp3")])
+@pytest.mark.parametrize("name,video,audio", [*CONTAINERS, AVI])
 def test_a_file_that_lacks_its_last_tenth_is_named(name, video, audio, tmp_path):
     path = raw.media(tmp_path / name, 5, video=video, audio=audio, frames=raw.moving(125, step=1))
     if name == "a.mp4":
@@ -178,20 +182,37 @@ def cut(path, share):
     return path
 
 
+def first_frame(path):
+    return media.read_frames(path, media.evenly(1))
+
+
+def written(path, content):
+    path.write_bytes(content)
+    return path
+
+
+def wav(path, seconds):
+    return raw.wav(path / "a.wav", raw.tone(seconds, 16_000), 16_000)
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+
+
 @pytest.mark.parametrize("make,read,reason", [
     (lambda p: p / "no.wav", media.read_audio, "is missing"),
-    (lambda p: (p / "a.wav").write_bytes(b"") and None or p / "a.wav", media.read_audio, "is empty"),
-    (lambda p: (p / "a.flv").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n") and p / "a.flv",
-     media.read_audio, "Git LFS pointer"),
-    (lambda p: (p / "a.mp4").write_bytes(b"nonsense" * 99) and p / "a.mp4", media.read_audio, "cannot be decoded"),
+    (lambda p: written(p / "a.wav", b""), media.read_audio, "is empty"),
+    (lambda p: written(p / "a.flv", LFS), media.read_audio, "Git LFS pointer"),
+    (lambda p: written(p / "a.mp4", b"nonsense" * 99), media.read_audio, "cannot be decoded"),
     (lambda p: raw.media(p / "a.mp4"), media.read_audio, "has no sound"),
-    (lambda p: raw.wav(p / "a.wav", raw.tone(1, 16_000), 16_000), lambda f: media.read_frames(f, media.evenly(1)), "has no picture"),
-    (lambda p: raw.wav(p / "a.wav", raw.tone(0.01, 16_000), 16_000), media.read_audio, "has only 0.010 s of sound"),
-    (lambda p: raw.wav(p / "a.wav", raw.tone(0, 16_000), 16_000), media.read_audio, "has no sound"),
-    (lambda p: cut(raw.media(p / "a.mp4", 4, audio="aac"), 0.5), media.read_audio, "cannot be decoded"),
-    (lambda p: cut(raw.media(p / "a.avi", 9), 0.4), lambda f: media.read_frames(f, media.evenly(1)), "is cut off: "),
-    (lambda p: cut(raw.media(p / "a.flv", 9, video="flv1", audio="mp3"), 0.4), media.read_audio, "is cut off: sound for"),
-    (lambda p: cut(raw.wav(p / "a.wav", raw.tone(9, 16_000), 16_000), 0.4), media.read_audio, "is cut off: "),
+    (lambda p: wav(p, 1), first_frame, "has no picture"),
+    (lambda p: wav(p, 0.01), media.read_audio, "has only 0.010 s of sound"),
+    (lambda p: wav(p, 0), media.read_audio, "has no sound"),
+    (lambda p: cut(raw.media(p / "a.mp4", 4, audio="aac"), 0.5), media.read_audio,
+     "cannot be decoded"),
+    (lambda p: cut(raw.media(p / "a.avi", 9), 0.4), first_frame, "is cut off: "),
+    (lambda p: cut(raw.media(p / "a.flv", 9, video="flv1", audio="mp3"), 0.4), media.read_audio,
+     "is cut off: sound for"),
+    (lambda p: cut(wav(p, 9), 0.4), media.read_audio, "is cut off: "),
 ])
 def test_bad_media_are_named_with_a_reason(make, read, reason, tmp_path):
     path = make(tmp_path)
@@ -201,43 +222,50 @@ def test_bad_media_are_named_with_a_reason(make, read, reason, tmp_path):
 
 
 def test_pictures(tmp_path):
-    from PIL import Image
     Image.new("RGBA", (6, 4), (10, 20, 30, 0)).save(tmp_path / "clear.png")
-    assert (media.read_picture(tmp_path / "clear.png", "L") == 255).all()       # transparent shows white
+    assert (media.read_picture(tmp_path / "clear.png", "L") == 255).all()       # shows white
     Image.new("RGB", (6, 4), (10, 20, 30)).save(tmp_path / "a.png")
     assert media.read_picture(tmp_path / "a.png")[:, 0, 0].tolist() == [10, 20, 30]
     assert media.resize(media.read_picture(tmp_path / "a.png"), 9).shape == (3, 9, 9)
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "b.png")
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "b.png")
     with pytest.raises(BadFile, match="cannot be decoded"):
         media.read_picture(cut(tmp_path / "b.png", 0.5))
 
 
-@pytest.mark.parametrize("header", ["OFF\n{} {} 0\n", "OFF{} {} 0\n", "OFF {} {} 0\n", "# a cube\noff\n\n{} {} 0 # counts\n"])
+@pytest.mark.parametrize("header", ["OFF\n{} {} 0\n", "OFF{} {} 0\n", "OFF {} {} 0\n",
+                                    "# a cube\noff\n\n{} {} 0 # counts\n"])
 def test_off_in_all_its_spellings(header, tmp_path):
     vertices, triangles = media.read_off(raw.off(tmp_path / "a.off", header=header))
     np.testing.assert_array_equal(vertices, raw.CUBE)
     assert triangles[:2].tolist() == [[0, 1, 3], [0, 3, 2]] and len(triangles) == 12
 
 
+XYZ = "0 0 0\n1 0 0\n0 1 0\n"      # three vertices
+
+
 def test_off_with_colours_and_degenerate_faces(tmp_path):
-    (tmp_path / "a.off").write_text("OFF\n4 3 0\n0 0 0\n1 0 0\n0 1 0\n0 0 1\n3 0 1 2 255 0 0\n2 0 1\n4 0 1 2 3\n")
+    faces = "3 0 1 2 255 0 0\n2 0 1\n4 0 1 2 3\n"
+    (tmp_path / "a.off").write_text(f"OFF\n4 3 0\n{XYZ}0 0 1\n{faces}")
     assert media.read_off(tmp_path / "a.off")[1].tolist() == [[0, 1, 2], [0, 1, 2], [0, 2, 3]]
 
 
 @pytest.mark.parametrize("text,reason", [
-    ("ply\n", "does not begin with OFF"), ("OFF\n", "no OFF mesh"), ("OFF\n3 1 0\n0 0 0\n1 0 0\n", "is cut off"),
-    ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1\n", "is cut off"), ("OFF\n3 1 0\n0 0 0\n1 x 0\n0 1 0\n3 0 1 2\n", "no OFF mesh"),
-    ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 7\n", "none of its 3 vertices"), ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 -1\n", "none of its"),
-    ("OFF\n3 0 0\n0 0 0\n1 0 0\n0 1 0\n", "has no faces"), ("OFF\n3 1 0\n0 0 nan\n1 0 0\n0 1 0\n3 0 1 2\n", "not finite"),
-    ("OFF\n-3 1 0\n", "cut off"), ("OFF\n3 1 0\n0 0\n1 0 0\n0 1 0\n3 0 1 2\n", "that is not x y z"),
+    ("ply\n", "does not begin with OFF"), ("OFF\n", "no OFF mesh"), ("OFF\n-3 1 0\n", "cut off"),
+    ("OFF\n3 1 0\n0 0 0\n1 0 0\n", "is cut off"), (f"OFF\n3 1 0\n{XYZ}3 0 1\n", "is cut off"),
+    ("OFF\n3 1 0\n0 0 0\n1 x 0\n0 1 0\n3 0 1 2\n", "no OFF mesh"),
+    (f"OFF\n3 1 0\n{XYZ}3 0 1 7\n", "none of its 3 vertices"),
+    (f"OFF\n3 1 0\n{XYZ}3 0 1 -1\n", "none of its"), (f"OFF\n3 0 0\n{XYZ}", "has no faces"),
+    ("OFF\n3 1 0\n0 0 nan\n1 0 0\n0 1 0\n3 0 1 2\n", "not finite"),
+    ("OFF\n3 1 0\n0 0\n1 0 0\n0 1 0\n3 0 1 2\n", "that is not x y z"),
     # counts that are not those of the lines: a face among the vertices, a vertex among the faces,
     # more lines, fewer lines
-    ("OFF\n4 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n3 0 2 1\n", "not x y z: its header may count wrongly"),
-    ("OFF\n3 2 0\n0 0 0\n1 0 0\n0 1 0\n0 0 1\n3 0 1 2\n", "among its 2 faces that is none"),
-    ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n3 0 2 1\n", "more .* 5 lines for 3 vertices and 1"),
-    ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n0 0 1\n3 0 1 2\n", "more than its header says: 5 lines"),
-    ("OFF\n3 2 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n", "cut off: 4 lines for 3 vertices and 2"),
-    ("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n-1\n", "that is none"),
+    (f"OFF\n4 1 0\n{XYZ}3 0 1 2\n3 0 2 1\n", "not x y z: its header may count wrongly"),
+    (f"OFF\n3 2 0\n{XYZ}0 0 1\n3 0 1 2\n", "among its 2 faces that is none"),
+    (f"OFF\n3 1 0\n{XYZ}3 0 1 2\n3 0 2 1\n", "more .* 5 lines for 3 vertices and 1"),
+    (f"OFF\n3 1 0\n{XYZ}0 0 1\n3 0 1 2\n", "more than its header says: 5 lines"),
+    (f"OFF\n3 2 0\n{XYZ}3 0 1 2\n", "cut off: 4 lines for 3 vertices and 2"),
+    (f"OFF\n3 1 0\n{XYZ}-1\n", "that is none"),
 ])
 def test_bad_meshes_are_named_with_a_reason(text, reason, tmp_path):
     (tmp_path / "a.off").write_text(text)
@@ -246,12 +274,13 @@ def test_bad_meshes_are_named_with_a_reason(text, reason, tmp_path):
 
 
 def slow_render(vertices, triangles, azimuth, elevation, size):
-    """One ray a pixel against every triangle: the shade of the nearest face, 1 where there is none."""
+    """One ray a pixel against every triangle: the shade of the nearest face, 1 without one."""
     a, e = np.radians(azimuth), np.radians(elevation)
     towards = np.array([np.sin(a) * np.cos(e), -np.cos(a) * np.cos(e), np.sin(e)])
     right = np.array([np.cos(a), np.sin(a), 0])
     points = vertices - (vertices.max(0) + vertices.min(0)) / 2
-    points = points / np.sqrt((points ** 2).sum(1).max()) @ np.stack([right, np.cross(towards, right), towards], 1)
+    points = points / np.sqrt((points ** 2).sum(1).max())
+    points = points @ np.stack([right, np.cross(towards, right), towards], 1)
     picture = np.ones((size, size))
     for row in range(size):
         for column in range(size):
@@ -262,10 +291,12 @@ def slow_render(vertices, triangles, azimuth, elevation, size):
                 if abs(np.linalg.det(basis)) < 1e-12:
                     continue
                 s, t = np.linalg.solve(basis, np.array([x, y]) - p[:2])
-                if min(s, t, 1 - s - t) >= 0 and (depth := p[2] + s * (q - p)[2] + t * (r - p)[2]) > best:
+                depth = p[2] + s * (q - p)[2] + t * (r - p)[2]
+                if min(s, t, 1 - s - t) >= 0 and depth > best:
                     normal = np.cross(q - p, r - p)
                     normal *= np.sign(normal[2]) / np.linalg.norm(normal)
-                    best, picture[row, column] = depth, 0.25 + 0.65 * max(0, normal @ [-0.35, 0.65, 0.67])
+                    shade = 0.25 + 0.65 * max(0, normal @ [-0.35, 0.65, 0.67])
+                    best, picture[row, column] = depth, shade
     return picture
 
 
@@ -274,19 +305,20 @@ def test_render_is_a_ray_casters_picture(azimuth):
     rng = np.random.default_rng(azimuth)
     vertices, triangles = rng.normal(size=(12, 3)), rng.integers(0, 12, (9, 3))
     triangles = triangles[[len(set(t)) == 3 for t in triangles]]
-    expected = slow_render(vertices, triangles, azimuth, 30, 64).reshape(32, 2, 32, 2).mean((1, 3)) * 255
+    expected = slow_render(vertices, triangles, azimuth, 30, 64)
+    expected = expected.reshape(32, 2, 32, 2).mean((1, 3)) * 255
     got = media.render(vertices, triangles, azimuth, size=32)
     assert got.shape == (1, 32, 32) and got.dtype == np.uint8
-    assert (np.abs(got[0] - expected) > 2).mean() < 0.01 and (got != 255).mean() > 0.1     # a rim pixel may round the other way
+    assert (np.abs(got[0] - expected) > 2).mean() < 0.01        # a rim may round the other way
+    assert (got != 255).mean() > 0.1
 
 
 def test_render_shows_front_and_rear():
     wall_and_step = np.concatenate([raw.CUBE * [1, 0.1, 2] + [0, 1, 0], raw.CUBE * [1, 1, 0.2]])
-    faces = np.array([[f[0], f[i], f[i + 1]] for k in (0, 8) for f in np.array(raw.CUBE_FACES) + k for i in (1, 2)])
+    faces = np.array([[f[0], f[i], f[i + 1]]
+                      for k in (0, 8) for f in np.array(raw.CUBE_FACES) + k for i in (1, 2)])
     front, rear = (media.render(wall_and_step, faces, azimuth).astype(int) for azimuth in (0, 180))
     assert np.abs(front - rear).mean() > 5
-    huge, tiny = media.render(wall_and_step * 1e30, faces, 0), media.render(wall_and_step * 1e-30, faces, 0)
-    assert np.abs(huge - front).mean() < 1 and np.abs(tiny - front).mean() < 1
     with pytest.raises(ValueError, match="no extent"):
         media.render(np.ones((3, 3)), np.array([[0, 1, 2]]), 0)
 
@@ -301,7 +333,7 @@ def test_what_cannot_be_seen_does_not_shrink_the_picture(tmp_path):
     assert (alone < 255).mean() > 0.4
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real samples are not here")
+@real
 def test_a_real_mesh_with_vertices_that_no_face_uses_fills_its_picture():
     vertices, triangles = media.read_off(REAL / "modelnet40/off/bathtub/train/bathtub_0001.off")
     assert len(vertices) - len(np.unique(triangles)) == 28

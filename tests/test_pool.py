@@ -3,45 +3,28 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import raw
-from conftest import ROOT
+from conftest import odd_decoder
 
 from data import prepare
 
-SCRIPT = """
-import ctypes, os, time, data.modelnet40 as m
-m.EXPECTED, whole = {}, m.decode
-def slow(item, options):
-    if os.environ["HANGS"] == "busy" and item.id.endswith("0003"):
-        time.sleep(9999)
-    if os.environ["HANGS"] == "deaf" and item.id.endswith("0003"):     # C code with Python's lock
-        ctypes.PyDLL(None).sleep(9999)
-    return whole(item, options)
-m.decode = slow
-from data import prepare
-if __name__ == "__main__":
-    prepare.main()
-"""
+HANGS = {"busy": "time.sleep(9999)", "deaf": "ctypes.PyDLL(None).sleep(9999)"}    # keeps the lock
 
 
 @pytest.fixture
 def hanging(request, tmp_path):
     """A run of two workers whose last items never end, once all others are done."""
     raw.modelnet(tmp_path / "raw", n=4)
-    (tmp_path / "slow.py").write_text(SCRIPT)
-    hangs = getattr(request, "param", "busy")
-    process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "slow.py"), "modelnet40", "--raw", str(tmp_path / "raw"),
-         "--workers", "2", "--data-dir", str(tmp_path / "out")], text=True, stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HANGS": hangs}, start_new_session=True)
+    body = f"if item.id.endswith('0003'): {HANGS[getattr(request, 'param', 'busy')]}"
+    process = subprocess.Popen(**odd_decoder(tmp_path, body, 2), stderr=subprocess.PIPE,
+                               start_new_session=True)
     state = tmp_path / "out/modelnet40.partial/state.npy"
-    wait(lambda: state.exists() and (np.load(state) == prepare.DONE).sum() == 6)
-    process.done = lambda: (np.load(state) == prepare.DONE).sum()
+    process.done = lambda: (np.load(state) == prepare.DONE).sum() if state.exists() else 0
+    wait(lambda: process.done() == 6)
     yield process
     for pid in of(process):
         os.kill(pid, signal.SIGKILL)

@@ -93,7 +93,8 @@ def test_links_lead_somewhere():
             assert file.exists(), f"{target} in {path.name}"
             if anchor:
                 titles = re.findall(r"^#+ (.*)", file.read_text(encoding="utf-8"), re.M)
-                assert anchor in [re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles]
+                assert anchor in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-")
+                                  for title in titles]
 
 
 def test_bring_your_own_dataset(tmp_path):
@@ -111,4 +112,4 @@ def test_bring_your_own_dataset(tmp_path):
     })
     result = joint_baseline.main(["--dataset", str(tmp_path / "mine"), "--modality", "audio",
                                   "--epochs", "2", "--batch-size", "8", "--out", str(tmp_path)])
-    assert result["dataset"] == "mine" and result["probes"]["audio"] > 0.9     # a low and a high tone
+    assert result["dataset"] == "mine" and result["probes"]["audio"] > 0.9     # of two tones

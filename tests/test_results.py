@@ -4,15 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import scipy.stats
+from conftest import PLAIN, ROOT
 
 from data import DataError
 from results import table
-
-ROOT = Path(__file__).parent.parent
 
 
 def rules(percent):
@@ -138,7 +136,11 @@ def test_words_where_joint_training_helps_or_a_probe_is_missing(write, tmp_path)
     assert "No method is shown to beat the ensemble; not told apart" in words
 
 
-def test_words_of_one_seed_claim_nothing(write, tmp_path):
+def test_words_of_one_seed_claim_nothing_and_say_which_baseline_is_missing(write, tmp_path):
+    write("dimml", 0, 90)
+    words = table.words(TOY, table.load(tmp_path)[TOY])
+    assert "there is no `joint_baseline.concat` and no `joint_baseline.ensemble`." in words
+    assert words.endswith("beats the ensemble is not known: there is no `joint_baseline.ensemble`.")
     write("joint_baseline.ensemble", 0, 90)
     write("joint_baseline.concat", 0, 80)
     words = table.words(TOY, table.load(tmp_path)[TOY])
@@ -146,50 +148,41 @@ def test_words_of_one_seed_claim_nothing(write, tmp_path):
     assert "No method is shown to beat the ensemble; not compared: `joint_baseline.concat`" in words
 
 
-def test_words_say_which_baseline_is_missing(write, tmp_path):
-    write("dimml", 0, 90)
-    words = table.words(TOY, table.load(tmp_path)[TOY])
-    assert "there is no `joint_baseline.concat` and no `joint_baseline.ensemble`." in words
-    assert words.endswith("beats the ensemble is not known: there is no `joint_baseline.ensemble`.")
-
-
 # ---- anybody's folder ----------------------------------------------------------------------------
-def without(result, *path):
-    for key in path[:-1]:
-        result = result[key]
-    del result[path[-1]]
+GONE = object()
 
 
-def put(result, value, *path):
-    for key in path[:-1]:
-        result = result[key]
-    result[path[-1]] = value
+def put(value, *path):
+    """A damage: another value there, or none."""
+    def damage(result):
+        for key in path[:-1]:
+            result = result[key]
+        if value is GONE:
+            del result[path[-1]]
+        else:
+            result[path[-1]] = value
+    return damage
 
 
-DAMAGED = {
-    "of another schema": (lambda r: put(r, 1, "schema"), "its schema is 1, not 2"),
-    "without heads": (lambda r: without(r, "heads"), "result has no 'heads'"),
-    "without the last epoch": (lambda r: without(r, "heads", "fused", "last"),
-                               "result.heads.fused has no 'last'"),
-    "a word for a number": (lambda r: put(r, "high", "heads", "fused", "last", "accuracy"),
-                            "result.heads.fused.last.accuracy is 'high'"),
-    "in percent": (lambda r: put(r, 93.5, "heads", "fused", "last", "accuracy"), "is '93.5'"),
-    "not a number": (lambda r: put(r, float("nan"), "probes", "audio"), "probes.audio is 'nan'"),
-    "a number beyond all bounds": (lambda r: put(r, 10**400, "seconds"), "result.seconds is '1000"),
-    "a list for heads": (lambda r: put(r, [1], "modality_heads"), "modality_heads is no dict"),
-    "an answer that is no head": (lambda r: put(r, "own", "answer"), "its answer 'own' is none"),
-    "a prediction short": (lambda r: r["test"]["heads"]["fused"]["predictions"].pop(),
-                           "not one prediction for each label"),
-    "a row that breaks the table": (lambda r: put(r, "a\n| b", "variant"), "result.variant is"),
-    "true for a seed": (lambda r: put(r, True, "seed"), "result.seed is 'True'"),
-}
+LAST = "heads", "fused", "last"
+DAMAGED = [
+    (put(1, "schema"), "its schema is 1, not 2"), (put(GONE, "heads"), "result has no 'heads'"),
+    (put(GONE, *LAST), "result.heads.fused has no 'last'"),
+    (put("high", *LAST, "accuracy"), "result.heads.fused.last.accuracy is 'high'"),
+    (put(93.5, *LAST, "accuracy"), "is '93.5'"),                # in percent
+    (put(float("nan"), "probes", "audio"), "probes.audio is 'nan'"),
+    (put(10**400, "seconds"), "result.seconds is '1000"),
+    (put([1], "modality_heads"), "modality_heads is no dict"),
+    (put("own", "answer"), "its answer 'own' is none"),
+    (put([0, 1, 0], "test", "heads", "fused", "predictions"), "not one prediction for each label"),
+    (put("a\n| b", "variant"), "result.variant is"), (put(True, "seed"), "result.seed is 'True'"),
+]
 
 
-@pytest.mark.parametrize("case", DAMAGED)
-def test_a_damaged_result_is_named_and_left_out(case, write, tmp_path, capsys):
+@pytest.mark.parametrize("damage,message", DAMAGED)
+def test_a_damaged_result_is_named_and_left_out(damage, message, write, tmp_path, capsys):
     write("dimml", 0, 80)
     path = tmp_path / write("dimml", 1, 10)
-    damage, message = DAMAGED[case]
     result = json.loads(path.read_text(encoding="utf-8"))
     damage(result)
     path.write_text(json.dumps(result), encoding="utf-8")
@@ -245,8 +238,7 @@ def test_a_run_of_another_setting_is_left_out_of_its_row(write, tmp_path, capsys
 def test_where_no_setting_is_that_of_most_the_row_is_left_out(write, tmp_path, capsys):
     write("dimml", 0, 80)
     write("dimml", 1, 82, precision="bfloat16")
-    assert table.load(tmp_path) == {}
-    assert "their settings differ" in capsys.readouterr().err
+    assert table.load(tmp_path) == {} and "their settings differ" in capsys.readouterr().err
 
 
 def test_rows_of_unequal_settings_are_not_paired(write, tmp_path):
@@ -285,23 +277,16 @@ def test_no_folder_and_no_runs(tmp_path, capsys):
 PAGE = f"# Étude ± −\n{table.BEGIN}\nold\n{table.END}\nafter\n"
 
 
-def readme(tmp_path, code="", **environment):
-    """`--readme` on tmp_path's results, in a process of its own -> exit code, stderr."""
-    (tmp_path / "docs").mkdir(exist_ok=True)
-    code = ("import sys; from pathlib import Path; from results import table\n"
-            f"from data.errors import exit_codes\ntable.ROOT = Path({str(tmp_path)!r})\n{code}\n"
-            f"with exit_codes('results.table'): table.main([{str(tmp_path)!r}, '--readme'])")
-    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
-                             env={**os.environ, **environment})
-    return process.returncode, process.stderr.decode("latin-1")
-
-
 def test_readme_in_a_locale_that_lacks_its_letters(write, tmp_path):
     for seed, percent in ((0, 80), (1, 82)):
         write("dimml", seed, percent)
+    (tmp_path / "docs").mkdir()
     (tmp_path / "README.md").write_text(PAGE, encoding="utf-8")
-    ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    assert readme(tmp_path, **ascii_locale) == (0, "")
+    code = ("from pathlib import Path; from results import table\n"
+            f"table.ROOT = Path({str(tmp_path)!r}); table.main([{str(tmp_path)!r}, '--readme'])")
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
+                         env={**os.environ, **PLAIN})
+    assert (run.returncode, run.stderr) == (0, b"")
     page = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert page == PAGE.replace("old\n", table.overview(table.load(tmp_path)))
     assert cells(page, "`dimml`") == ["81.0 ± 1.4"]
@@ -310,11 +295,13 @@ def test_readme_in_a_locale_that_lacks_its_letters(write, tmp_path):
 
 
 @pytest.mark.parametrize("page", ["no markers", table.END + table.BEGIN, PAGE + table.BEGIN])
-def test_a_readme_without_its_markers_is_left_as_it_is(page, write, tmp_path):
+def test_a_readme_without_its_markers_is_left_as_it_is(page, write, tmp_path, monkeypatch):
     write("dimml", 0, 80)
+    (tmp_path / "docs").mkdir()
     (tmp_path / "README.md").write_text(page, encoding="utf-8")
-    code, message = readme(tmp_path)
-    assert code == 2 and "README.md: it has not the two lines" in message
+    monkeypatch.setattr(table, "ROOT", tmp_path)
+    with pytest.raises(DataError, match="README.md: it has not the two lines"):
+        table.main([str(tmp_path), "--readme"])
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == page
     assert not list((tmp_path / "docs").iterdir())
 

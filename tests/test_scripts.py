@@ -1,5 +1,5 @@
-"""What a method script must not do. How it is written is its own affair: the tests look at our three
-scripts, compare none with another, and never collect a stranger's."""
+"""What a method script must not do. How it is written is its own affair: the tests look at our
+three scripts, compare none with another, and never collect a stranger's."""
 
 import ast
 import subprocess

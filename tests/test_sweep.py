@@ -17,18 +17,8 @@ import joint_baseline
 from data import DataError
 from results import sweep
 
-SHORT = ["--", "--batch-size", "16", "--epochs", "2"]
+SHORT = ["--seeds", "1", "--", "--batch-size", "16", "--epochs", "2"]
 ROWS = ["--rows", "joint_baseline.concat", "joint_baseline.sum"]
-
-
-def command(*argv):
-    return [sys.executable, "-m", "results.sweep", *argv]
-
-
-def run(*argv, cwd):
-    """A sweep in a process of its own, started in any folder."""
-    return subprocess.run(command(*argv), cwd=cwd, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
 # ---- which cells there are -----------------------------------------------------------------------
@@ -79,24 +69,19 @@ def test_usage(flags, message, tmp_path):
 
 
 # ---- nothing is written over another run ---------------------------------------------------------
-def plan(tiny, tmp_path, *flags):
-    *_, path, config = joint_baseline.plan(["--dataset", tiny, "--out", str(tmp_path), *flags])
-    return path, config
-
-
-def test_a_result_of_another_config_is_named_before_anything_is_trained(tiny, tmp_path):
-    path, config = plan(tiny, tmp_path, "--fusion", "sum", "--epochs", "1")
-    Path(f"{path}.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(DataError, match="sum-tiny-official-seed0.json.*epochs 1 .now 2."):
-        sweep.main([*ROWS, "--datasets", tiny, "--seeds", "1", "--out", str(tmp_path), *SHORT])
-    assert not list(tmp_path.glob("*.log"))
-
-
-def test_a_checkpoint_of_another_config_is_named_before_anything_is_trained(tiny, tmp_path):
-    path, config = plan(tiny, tmp_path, "--fusion", "sum", "--epochs", "1")
-    torch.save({"config": config, "log": []}, f"{path}.pt")
-    with pytest.raises(DataError, match="sum-tiny-official-seed0.pt is of another run: epochs 1"):
-        sweep.main([*ROWS, "--datasets", tiny, "--seeds", "1", "--out", str(tmp_path), *SHORT])
+@pytest.mark.parametrize("suffix,message", [
+    ("json", "sum-tiny-official-seed0.json.*epochs 1 .now 2."),
+    ("pt", "sum-tiny-official-seed0.pt is of another run: epochs 1")])
+def test_a_file_of_another_config_is_named_before_anything_is_trained(suffix, message, tiny,
+                                                                      tmp_path):
+    flags = ["--dataset", tiny, "--out", str(tmp_path), "--fusion", "sum", "--epochs", "1"]
+    *_, path, config = joint_baseline.plan(flags)
+    if suffix == "json":
+        Path(f"{path}.json").write_text(json.dumps(config), encoding="utf-8")
+    else:
+        torch.save({"config": config, "log": []}, f"{path}.pt")
+    with pytest.raises(DataError, match=message):
+        sweep.main([*ROWS, "--datasets", tiny, "--out", str(tmp_path), *SHORT])
     assert not list(tmp_path.glob("*.log"))
 
 
@@ -111,21 +96,21 @@ def test_two_folders_of_one_name_are_refused(tiny, tmp_path):
 
 
 # ---- training for real ---------------------------------------------------------------------------
-def test_from_another_folder_and_again(tiny, tmp_path):
+def test_from_another_folder_and_again(tiny, tmp_path, monkeypatch, capsys):
     """Relative paths mean the same in parent and child; started again, nothing is trained."""
     here = tmp_path / "here"
     here.mkdir()
-    argv = [*ROWS, "--datasets", "tiny", "--data-dir", "..", "--seeds", "1", "--workers", "2",
-            "--out", "runs", *SHORT]
-    first = run(*argv, cwd=here)
-    assert first.returncode == 0, first.stderr
+    monkeypatch.chdir(here)
+    argv = [*ROWS, "--datasets", "tiny", "--data-dir", "..", "--workers", "2", "--out", "runs",
+            *SHORT]
+    assert not sweep.main(argv)
     results = sorted((here / "runs").glob("*.json"))
     assert [path.name for path in results] == [f"joint_baseline.{fusion}-tiny-official-seed0.json"
                                                for fusion in ("concat", "sum")]
     assert {path.suffix for path in (here / "runs").iterdir()} == {".json", ".log"}
     before = [path.stat().st_mtime_ns for path in results]
-    again = run(*argv, cwd=here)
-    assert again.returncode == 0 and "2 runs, 2 of them finished before" in again.stdout
+    assert not sweep.main(argv)
+    assert "2 runs, 2 of them finished before" in capsys.readouterr().out
     assert [path.stat().st_mtime_ns for path in results] == before
 
 
@@ -145,10 +130,9 @@ def alive(pid):
 
 @pytest.mark.parametrize("sent,code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_of_the_sweep_alone_ends_its_children(sent, code, tiny, tmp_path):
-    argv = [*ROWS, "--datasets", tiny, "--seeds", "1", "--workers", "2", "--out", str(tmp_path),
-            "--", "--batch-size", "16", "--epochs", "500"]
-    process = subprocess.Popen(command(*argv), cwd=ROOT, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True)
+    argv = [*ROWS, "--datasets", tiny, "--workers", "2", "--out", str(tmp_path), *SHORT[:-1], "500"]
+    process = subprocess.Popen([sys.executable, "-m", "results.sweep", *argv], cwd=ROOT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while len(list(tmp_path.glob("*.pt"))) < 2:      # both are training
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.1)
@@ -176,8 +160,8 @@ def test_threads(tmp_path, monkeypatch):
 
 def test_slurm_submits_the_same_cells_and_one_that_fails_is_named(tiny, tmp_path, capsys):
     """Where there is no Slurm, submitit's local executor runs the array as processes."""
-    argv = [*ROWS, "--datasets", tiny, "--seeds", "1", "--out", str(tmp_path), "--slurm",
-            "timeout_min=10", "--", "--batch-size", "16", "--epochs", "1", "--lr", "1e30"]
+    argv = ["--rows", ROWS[2], "--datasets", tiny, "--out", str(tmp_path), "--slurm",
+            "timeout_min=10", *SHORT, "--lr", "1e30"]
     assert sweep.main(argv) == 1
     assert "sum-tiny-official-seed0 failed with code 1: see its .log" in capsys.readouterr().out
     log = tmp_path / "joint_baseline.sum-tiny-official-seed0.log"
