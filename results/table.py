@@ -16,6 +16,7 @@ import json
 import math
 import statistics
 import sys
+import textwrap
 from collections import Counter
 from pathlib import Path
 
@@ -399,6 +400,16 @@ def words(section, rows):
                      against_ensemble(rows)])
 
 
+def readme(runs):
+    """What README shows: the overview, and of each dataset what joint training costs and whether a
+    method is shown to beat the ensemble."""
+    said = [" ".join([f"**{', '.join(section)}.**", *cost_of_joint_training(rows),
+                      against_ensemble(rows).split(";")[0].rstrip(".") + "."])
+            for section, rows in runs.items()]
+    return overview(runs) + "".join(f"\n{textwrap.fill(line, 100, break_long_words=False)}\n"
+                                    for line in said)
+
+
 # ---- the picture ---------------------------------------------------------------------------------
 def picture(runs):
     """An SVG, as bytes: test accuracy of four methods' answers beside each encoder's probe, mean
@@ -462,7 +473,7 @@ def main(argv=None):
         raise DataError(f"no runs to show in {', '.join(args.folders) or RUNS}")
     if args.readme:
         drawn = picture(runs)
-        put_between(BEGIN, END, overview(runs), ROOT / "README.md")
+        put_between(BEGIN, END, readme(runs), ROOT / "README.md")
         with whole_file(ROOT / "docs/results.svg") as file:
             file.write(drawn)
         return

@@ -288,7 +288,7 @@ def test_readme_in_a_locale_that_lacks_its_letters(write, tmp_path):
                          env={**os.environ, **PLAIN})
     assert (run.returncode, run.stderr) == (0, b"")
     page = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert page == PAGE.replace("old\n", table.overview(table.load(tmp_path)))
+    assert page == PAGE.replace("old\n", table.readme(table.load(tmp_path)))
     assert cells(page, "`dimml`") == ["81.0 ± 1.4"]
     assert b"<svg" in (tmp_path / "docs/results.svg").read_bytes()
     assert not list(tmp_path.rglob("*.partial"))
