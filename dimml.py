@@ -6,8 +6,8 @@ gives every encoder a loss of its own (detached) and lets them meet in three oth
 
     encoder -> z_a --+--> own head_a  -> CE     stage 1: all of this, and no joint loss;
                 |    +--> shared head -> CE              DUC from the end of the warm-up
-    DUC: strong to weak dimensions              stage 2: encoders frozen, a head on [z_a, z_v]
-                |    +--> shared head -> CE     answer:  all heads' logits, weighted by certainty
+    DUC: strong to weak dimensions              stage 2: encoders frozen, fusion head [z_a, z_v]
+                |    +--> shared head -> CE     answer:  own and fusion heads, by certainty
     encoder -> z_v --+--> own head_v  -> CE
 
     python dimml.py                                 # the embedded set: a minute on a laptop
@@ -20,7 +20,7 @@ Read it top to bottom: recipe, method, model, evaluation, `plan` (what a command
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")     # idle threads must not slow a second run down
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch: spinning slows other runs down
 
 import argparse
 import json
@@ -56,7 +56,7 @@ RECIPE = dict(
 )
 CHANGES = {"cremad": {}, "ave": dict(tau=10.0, temperature=3.0), "ucf101": dict(tau=10.0),
            "modelnet40": dict(temperature=3.0),
-           "avletters": dict(epochs=40, fusion_epochs=5, warmup=13, lr=0.01, lr_step=32)}
+           "avletters": dict(epochs=40, fusion_epochs=5, warmup=13, lr=0.01, lr_step=32)}   # ours
 SMALL = dict(epochs=15, fusion_epochs=5, warmup=5, lr=3e-3, lr_step=12)     # ours, for any other
 COMPARE = "Compare: python joint_baseline.py, and python joint_baseline.py --ensemble"
 
@@ -70,7 +70,7 @@ def dimension_accuracy(z, labels, n_classes):
     mu = torch.stack([z[labels == c].mean(0) for c in range(n_classes)])    # (C, D)
     mu = mu.nan_to_num(nan=torch.inf)       # a class without items is nobody's nearest
     hits = [(z_i[:, None] - mu).abs().argmin(1) == y_i[:, None]             # (n, C, D) -> (n, D)
-            for z_i, y_i in zip(z.split(256), labels.split(256))]           # all would not fit
+            for z_i, y_i in zip(z.split(256), labels.split(256))]       # at once too large
     return torch.cat(hits).double().mean(0)
 
 
@@ -132,7 +132,7 @@ class DIMML(nn.Module):
 
     def __init__(self, in_channels, n_classes, dim=512):
         super().__init__()
-        self.modalities = list(in_channels)     # a list beside ModuleLists: a name can be any word
+        self.modalities = list(in_channels)     # a ModuleDict would refuse a name like "forward"
         self.encoders = nn.ModuleList(Encoder(channels) for channels in in_channels.values())
         self.heads = nn.ModuleList(nn.Linear(dim, n_classes) for _ in in_channels)
         self.shared_head = nn.Linear(dim, n_classes)
@@ -150,11 +150,11 @@ class DIMML(nn.Module):
         return self.fusion_head(torch.cat(list(z.values()), 1))
 
     def logits(self, z, stage, temperature):
-        """z -> {group: {head: (B, C)}}: our heads by our names, the modalities' own by theirs."""
+        """z -> {group: {head: (B, C)}}: two groups, as a modality may be called "fused" too."""
         own = self.own_logits(z)
         if stage == "detached":                                 # the fusion head is not trained yet
             return {"heads": {}, "modality_heads": own}
-        every = [*own.values(), self.fusion_logits(z)]
+        every = [*own.values(), self.fusion_logits(z)]      # the shared head only trains
         return {"heads": {
             "fused": certainty_weighted_logits(every, temperature),
             "fusion": every[-1],
@@ -169,7 +169,7 @@ def features_of(part, model, ds, device, amp, batch_size):
     """Features of a whole part, eval mode, not augmented: {m: (N, 512)}, labels (N,)."""
     model.eval()
     z, labels = [], []
-    for inputs, y, _ in ds.batches(part, 2 * batch_size, device):   # no gradients: twice fits
+    for inputs, y, _ in ds.batches(part, 2 * batch_size, device):   # twice fits without gradients
         with amp:
             z.append(model.features(inputs))
         labels.append(y)
@@ -222,7 +222,7 @@ def plan(argv=None):
     add("--val", type=float, default=0.1, help="share of train to hold out if there is no val part")
     add("--seed", type=int, default=0)
     add("--gpu", type=int, help="GPU number (default: the first GPU; without any, the CPU)")
-    add("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto", help="of the encoders")
+    add("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto", help="encoder precision")
     add("--out", default="runs", help="folder of checkpoint and result")
     add("--resume", action="store_true", help="go on after the last whole epoch")
     for key, value in RECIPE.items():
@@ -278,10 +278,10 @@ def main(argv=None):
     # model; one optimizer serves both stages, as SGD passes over parameters without a gradient
     in_channels = {m: modality.in_channels for m, modality in ds.modalities.items()}
     model = DIMML(in_channels, n_classes).to(device)
-    if device.type == "cuda" or dtype == torch.bfloat16:        # small float32 pictures lose by it
+    if device.type == "cuda" or dtype == torch.bfloat16:   # small float32 pictures on a CPU: slower
         model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), r.lr, momentum=0.9, weight_decay=1e-4,
-                                fused=dtype != torch.float16)   # wrong after an overflow in step 1
+                                fused=dtype != torch.float16)   # fp16: wrong if step 1 overflows
 
     with claim(path):       # no other run of this name meanwhile
         if result := finished(path, config):

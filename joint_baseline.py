@@ -21,7 +21,7 @@ Read it top to bottom: recipe, cures, model, evaluation, `plan` (what a command 
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")     # idle threads must not slow a second run down
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch: spinning slows other runs down
 
 import argparse
 import json
@@ -50,15 +50,15 @@ RECIPE = dict(
     encoder_lr_factor=1.0,  # times lr for the encoders: the control for cures that scale gradients
     ogm_alpha=0.8,          # of --balance ogm_ge; its code's value for CREMA-D
 )
-CHANGES = {"cremad": {}, "ave": {}, "ucf101": {}, "modelnet40": {},
-           "avletters": dict(epochs=40, lr=0.01, lr_step=32)}
+CHANGES = {"cremad": {}, "ave": {}, "ucf101": {}, "modelnet40": {},     # {}: RECIPE as it is
+           "avletters": dict(epochs=40, lr=0.01, lr_step=32)}       # ours
 SMALL = dict(epochs=15, lr=3e-3, lr_step=12)        # ours, for any other dataset
 COMPARE = "Compare each probe with the same encoder's alone: python joint_baseline.py --ensemble"
 
 
 # ---- cures that keep the joint loss: each changes what of it reaches the encoders ----------------
 def half_head_logits(z, weight, bias):
-    """The fusion head in its blocks: {m: (B, D)}, (C, M D), (C,) -> {m: W_m z_m + b}."""
+    """The concat head, block by block: {m: (B, D)}, (C, M D), (C,) -> {m: W_m z_m + b}."""
     blocks = weight.split([z_m.shape[1] for z_m in z.values()], dim=1)
     return {m: F.linear(z_m, block, bias) for (m, z_m), block in zip(z.items(), blocks)}
 
@@ -69,14 +69,14 @@ def ogm_coefficients(scores, alpha):
         rho_m = s_m / mean of the others' s,    k_m = 1 - tanh(alpha rho_m) where rho_m > 1, else 1
     s_m = sum_i softmax(W_m z_m,i + b / M)[y_i]. As in its code, k jumps where rho passes 1.
     """
-    s = torch.stack([torch.as_tensor(s_m) for s_m in scores.values()]).double()     # exact sums
+    s = torch.stack([torch.as_tensor(s_m) for s_m in scores.values()]).double()     # tie: rho = 1
     rho = s / ((s.sum() - s) / (len(s) - 1))        # others all 0: infinite, so k = 0
     k = torch.where(rho > 1, 1 - torch.tanh(alpha * rho), 1.0)      # all 0: not a number, so k = 1
     return dict(zip(scores, k))
 
 
 def ogm_ge_gradient(grad, coefficient, generator):
-    """k g + N(0, std(g)^2), the noise that of the gradient before it was modulated: any shape."""
+    """k g + N(0, std(g)^2), std over the entries of g as it was before the factor k: any shape."""
     noise = torch.randn(grad.shape, generator=generator, device=grad.device, dtype=grad.dtype)
     return coefficient * grad + grad.std() * noise
 
@@ -84,7 +84,7 @@ def ogm_ge_gradient(grad, coefficient, generator):
 def pareto_weights(joint_grad, own_grad):
     """MMPareto (Wei and Hu, ICML 2024): weights of an encoder's two gradients, (P,), (P,) -> (2,).
 
-    Equal where they agree (cosine > 0) or vanish; else the point of least norm between them:
+    Equal where they agree (cosine > 0) or both vanish; else the point of least norm between them:
         k0 = (g1.g1 - g0.g1) / |g0 - g1|^2 within [.001, .999],    k1 = 1 - k0
     """
     g0, g1 = joint_grad, own_grad
@@ -167,13 +167,13 @@ class Fusion(nn.Module):
 
 
 class Model(nn.Module):
-    """An encoder a modality, and a fusion head (unless `fusion` is None), own heads, or both."""
+    """An encoder per modality, with a fusion head (unless `fusion` is None), own heads, or both."""
 
     answer = "fused"        # the head that is the method's answer
 
     def __init__(self, in_channels, n_classes, fusion, own_heads, dim=512):
         super().__init__()
-        self.modalities = list(in_channels)     # a list beside ModuleLists: a name can be any word
+        self.modalities = list(in_channels)     # a ModuleDict would refuse a name like "forward"
         self.encoders = nn.ModuleList(Encoder(channels) for channels in in_channels.values())
         self.fusion = Fusion(fusion, len(in_channels), dim, n_classes) if fusion else None
         self.heads = nn.ModuleList(nn.Linear(dim, n_classes) for _ in in_channels if own_heads)
@@ -186,7 +186,7 @@ class Model(nn.Module):
         return {m: head(z[m]) for m, head in zip(self.modalities, self.heads)}
 
     def logits(self, z):
-        """z -> {group: {head: (B, C)}}: our heads by our names, the modalities' own by theirs."""
+        """z -> {group: {head: (B, C)}}: two groups, as a modality may be called "fused" too."""
         own = self.own_logits(z)
         fused = self.fusion(z) if self.fusion else torch.stack(list(own.values())).mean(0)
         return {"heads": {"fused": fused}, "modality_heads": own}
@@ -198,7 +198,7 @@ def features_of(part, model, ds, device, amp, batch_size):
     """Features of a whole part, eval mode, not augmented: {m: (N, 512)}, labels (N,)."""
     model.eval()
     z, labels = [], []
-    for inputs, y, _ in ds.batches(part, 2 * batch_size, device):   # no gradients: twice fits
+    for inputs, y, _ in ds.batches(part, 2 * batch_size, device):   # twice fits without gradients
         with amp:
             z.append(model.features(inputs))
         labels.append(y)
@@ -250,13 +250,13 @@ def plan(argv=None):
     add("--val", type=float, default=0.1, help="share of train to hold out if there is no val part")
     add("--seed", type=int, default=0)
     add("--gpu", type=int, help="GPU number (default: the first GPU; without any, the CPU)")
-    add("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto", help="of the encoders")
+    add("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto", help="encoder precision")
     add("--out", default="runs", help="folder of checkpoint and result")
     add("--resume", action="store_true", help="go on after the last whole epoch")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--fusion", choices=["concat", "sum", "film", "gated"], default="concat")
     what.add_argument("--balance", choices=["none", "auxiliary", "ogm_ge", "mmpareto", "dgl"],
-                      default="none", help="a cure, with --fusion concat")
+                      default="none", help="a cure, on a head that concatenates")
     what.add_argument("--modality", help="train this modality alone")
     what.add_argument("--ensemble", action="store_true", help="train each alone, average logits")
     for key, value in RECIPE.items():
@@ -310,14 +310,14 @@ def main(argv=None):
     in_channels = {m: modality.in_channels for m, modality in ds.modalities.items()}
     model = Model(in_channels, n_classes, fusion=None if alone else args.fusion,
                   own_heads=alone or args.balance in ("auxiliary", "mmpareto")).to(device)
-    if device.type == "cuda" or dtype == torch.bfloat16:        # small float32 pictures lose by it
+    if device.type == "cuda" or dtype == torch.bfloat16:   # small float32 pictures on a CPU: slower
         model = model.to(memory_format=torch.channels_last)
     encoders = dict(zip(model.modalities, model.encoders))
     head_parameters = [p for name, p in model.named_parameters() if not name.startswith("encoders")]
     groups = [{"params": model.encoders.parameters(), "factor": r.encoder_lr_factor},
               {"params": head_parameters, "factor": 1.0}]
     optimizer = torch.optim.SGD(groups, r.lr, momentum=0.9, weight_decay=1e-4,
-                                fused=dtype != torch.float16)   # wrong after an overflow in step 1
+                                fused=dtype != torch.float16)   # fp16: wrong if step 1 overflows
 
     with claim(path):       # no other run of this name meanwhile
         if result := finished(path, config):

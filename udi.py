@@ -18,12 +18,12 @@ trained alone to convergence and frozen; then it guides the others, the follower
 No code is public. From the paper, as far as we know it: all of the above; the divergence is
 Jensen-Shannon's (Eq. 4); both weights lie in [0, 1] and follow the alignment of gradients on each
 mini-batch; the anchor has the best validation accuracy, a near tie goes to the lower entropy. How
-each gap is filled is ours: U1 to U9 in results/DEVIATIONS.md, named below where they stand.
+each gap is filled is ours: U1 to U11 in results/DEVIATIONS.md; the code below names most of them.
 """
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")     # idle threads must not slow a second run down
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch: spinning slows other runs down
 
 import argparse
 import json
@@ -57,9 +57,9 @@ RECIPE = dict(
     patience=0,                 # ends a stage after so many epochs without a rise in validation
 )                               # accuracy, counted from the last drop of the rate; 0: never
 CHOICES = {"complement": ["club", "cka"], "follower_init": ["scratch", "stage1"]}
-CHANGES = {"cremad": {}, "ave": {}, "ucf101": {}, "modelnet40": {},
-           "avletters": dict(epochs=40, lr=0.01, lr_step=32)}
-SMALL = dict(epochs=15, lr=3e-3, lr_step=12)        # for any other dataset
+CHANGES = {"cremad": {}, "ave": {}, "ucf101": {}, "modelnet40": {},     # {}: RECIPE as it is
+           "avletters": dict(epochs=40, lr=0.01, lr_step=32)}       # ours
+SMALL = dict(epochs=15, lr=3e-3, lr_step=12)        # ours, for any other dataset
 SMOOTHING = 0.9                 # of the cosines behind the interaction weights
 COMPARE = "Compare: python joint_baseline.py, and python joint_baseline.py --ensemble"
 
@@ -114,12 +114,12 @@ def alignment(task_grad, consistency_grad, complementary_grad):
 
 
 def interaction_weights(task_grad, consistency_grad, complementary_grad, temperature):
-    """(alpha, beta) = softmax of the two cosines / T, not smoothed: three (B, D), float -> (2,)."""
+    """(alpha, beta) = softmax of the cosines / T (smoothed in `main`): three (B, D) -> (2,)."""
     return (alignment(task_grad, consistency_grad, complementary_grad) / temperature).softmax(0)
 
 
 def choose(log, n_val):
-    """The anchor by the last scores of stage 1; near (U2): within a standard error of the best."""
+    """The anchor, by stage 1's last scores; near (U2) is within a standard error of the best."""
     last = {e["modality"]: e["val"]["modality_heads"][e["modality"]] for e in log
             if e["stage"] == "alone"}       # a resumed log may hold guided epochs too
     accuracy = {m: score["accuracy"] for m, score in last.items()}
@@ -164,7 +164,7 @@ class UDI(nn.Module):
 
     def __init__(self, in_channels, n_classes, dim=512):
         super().__init__()
-        self.modalities = list(in_channels)     # a list beside ModuleLists: a name can be any word
+        self.modalities = list(in_channels)     # a ModuleDict would refuse a name like "forward"
         self.encoders = nn.ModuleList(Encoder(channels) for channels in in_channels.values())
         self.heads = nn.ModuleList(nn.Linear(dim, n_classes) for _ in in_channels)
         self.register_buffer("cosines", torch.zeros(len(in_channels), 2))   # of followers, smoothed
@@ -178,7 +178,7 @@ class UDI(nn.Module):
         return {m: head(z[m]) for m, head in zip(self.modalities, self.heads) if m in z}
 
     def logits(self, z):
-        """z -> {group: {head: (B, C)}}: our heads by our names, the modalities' own by theirs."""
+        """z -> {group: {head: (B, C)}}: two groups, as a modality may be called "fused" too."""
         own = self.own_logits(z)
         fused = torch.stack(list(own.values())).mean(0)         # (U7)
         return {"heads": {"fused": fused}, "modality_heads": own}
@@ -187,11 +187,11 @@ class UDI(nn.Module):
 # ---- evaluation: the features of a part, computed once, serve all heads and the probe ------------
 @torch.no_grad()
 def features_of(part, model, ds, device, amp, batch_size):
-    """Features of a whole part, eval mode, not augmented: {m: (N, 512)}, labels (N,); of those
-    modalities that `ds` has."""
+    """Features of a whole part, eval mode, not augmented: {m: (N, 512)}, labels (N,). Modalities
+    that `ds.only` left out are left out here."""
     model.eval()
     z, labels = [], []
-    for inputs, y, _ in ds.batches(part, 2 * batch_size, device):   # no gradients: twice fits
+    for inputs, y, _ in ds.batches(part, 2 * batch_size, device):   # twice fits without gradients
         with amp:
             z.append(model.features(inputs))
         labels.append(y)
@@ -212,7 +212,7 @@ def scores(logits, y):
 def summarise(log, group, head):
     """A head's test scores at its `last` epoch (quote this), at that of `best_val` accuracy, and
     at that of `best_test` accuracy, as published code chooses: optimistic, to compare only.
-    Of the stage that trained it last."""
+    Only epochs of the stage that trained it last count: a follower's guided stage, not stage 1."""
     log = [e for e in log if head in e["test"][group]]
     stage = log[-1]["stage"], log[-1]["modality"]
     log = [e for e in log if (e["stage"], e["modality"]) == stage]
@@ -247,7 +247,7 @@ def plan(argv=None):
     add("--val", type=float, default=0.1, help="share of train to hold out if there is no val part")
     add("--seed", type=int, default=0)
     add("--gpu", type=int, help="GPU number (default: the first GPU; without any, the CPU)")
-    add("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto", help="of the encoders")
+    add("--amp", choices=["auto", "bf16", "fp16", "off"], default="auto", help="encoder precision")
     add("--out", default="runs", help="folder of checkpoint and result")
     add("--resume", action="store_true", help="go on after the last whole epoch")
     add("--anchor", help="this modality, not the one that validation items choose")
@@ -315,11 +315,11 @@ def main(argv=None):
     # model; one optimizer serves all stages, as SGD passes over parameters without a gradient
     in_channels = {m: modality.in_channels for m, modality in ds.modalities.items()}
     model = UDI(in_channels, n_classes).to(device)
-    if device.type == "cuda" or dtype == torch.bfloat16:        # small float32 pictures lose by it
+    if device.type == "cuda" or dtype == torch.bfloat16:   # small float32 pictures on a CPU: slower
         model = model.to(memory_format=torch.channels_last)
     encoders, heads = (dict(zip(model.modalities, part)) for part in (model.encoders, model.heads))
     optimizer = torch.optim.SGD(model.parameters(), r.lr, momentum=0.9, weight_decay=1e-4,
-                                fused=dtype != torch.float16)   # wrong after an overflow in step 1
+                                fused=dtype != torch.float16)   # fp16: wrong if step 1 overflows
     fixed = None if r.interaction is None else torch.tensor(r.interaction, device=device)
 
     with claim(path):       # no other run of this name meanwhile
@@ -406,7 +406,7 @@ def main(argv=None):
                         consistency = consistency_loss(heads[anchor](z_a), logits)
                         complement = (linear_cka(z_a, z) if r.complement == "cka"
                                       else complementary_loss(z_a, z, r.variance))
-                        # does a term pull the features where the task does? So it is weighted (U4)
+                        # the more a term's gradient agrees with the task's, the more it counts: U4
                         grads = [torch.autograd.grad(term, z, retain_graph=True)[0]
                                  for term in (terms[0], consistency, complement)]
                         cosines.lerp_(alignment(*grads), 1 - SMOOTHING)

@@ -46,7 +46,8 @@ class Dataset:
     classes      list of C names
     modalities   {name: data.store.Modality}, in stored order
     labels, ids  of all N items: (N,) int64, N strings
-    fingerprint  {file: SHA-256}, says which data this is
+    groups       (N,) int64, the speaker, video or object of each item; None if there are none
+    fingerprint  {file: SHA-256}, and that of the description: says which data this is
     """
 
     def __init__(self, name, split, classes, modalities, labels, ids, groups, assignment,
@@ -54,7 +55,7 @@ class Dataset:
         self.name, self.split = name, split
         self.classes, self.modalities = list(classes), dict(modalities)
         self.labels, self.ids, self.groups = np.asarray(labels, dtype=np.int64), ids, groups
-        # crops, means: not in the files
+        # options (crops, means) change the data but stand in no array's file: their own digest
         options = json.dumps(self.description, sort_keys=True).encode()
         self.fingerprint = {**fingerprint, "description": hashlib.sha256(options).hexdigest()}
         self.val, self.carved = val, val > 0 and PARTS["val"] not in assignment
@@ -71,7 +72,7 @@ class Dataset:
 
     @property
     def description(self):
-        """What a checkpoint says of its data, so that it can be used without them."""
+        """What a checkpoint says of its dataset, so that it can predict without it."""
         return dict(classes=self.classes, modalities={
             m: dict(kind=mod.kind, in_channels=mod.in_channels, **mod.options)
             for m, mod in self.modalities.items()})
@@ -118,7 +119,7 @@ class Dataset:
 
     def resident(self, device):
         """{name: whole array on the device} where they fit into half of a GPU's free memory, else
-        None. Of several `only` of one dataset, each array is sent once."""
+        None. A dataset and its copies by `only` share what has been sent."""
         if device.type != "cuda":
             return None
         new = {name: mod.array for name, mod in self.modalities.items()
@@ -132,7 +133,7 @@ class Dataset:
 
 def carve_val(assignment, labels, groups, fraction):
     """Move `fraction` of each class's train items to val, if the split has no val part of its own;
-    returns the codes.
+    returns the codes. With fraction 0 a val part of the split's own is left unused.
 
     The same items for every seed. Where train and test share no group (actor, video), neither shall
     train and val: whole groups are moved then.
@@ -165,7 +166,7 @@ def open_dataset(name_or_folder="synthetic", root="datasets", split=None, val=0.
 
     split  one of its splits, None for the first
     val    the share of the training items held out for validation where the split brings no val
-           part, 0 for none
+           part; 0: no validation at all, a val part of the split's own is left unused
     Raises DataError when it is not there (and says how to get it), or is damaged.
     """
     check(0 <= val < 1, f"val is {val}: the share of training items to hold out must be at least 0 "
@@ -177,7 +178,7 @@ def open_dataset(name_or_folder="synthetic", root="datasets", split=None, val=0.
         sha256 = {"synthetic": synthetic.digest(made)}
     else:
         folder = find_prepared(name_or_folder, root)
-        # as asked for: links keep their name
+        # a link gives the dataset its own name, not that of the folder it leads to
         name = Path(os.path.abspath(Path(name_or_folder).expanduser())).name
         meta, modalities, labels, splits, ids, groups = store.read(folder)
         classes, sha256 = meta["classes"], meta["sha256"]

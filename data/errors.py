@@ -15,10 +15,10 @@ def exit_codes(prog):
     """For `if __name__ == "__main__"`: no traceback for what is no bug.
 
     2    DataError, OSError: what the user can put right
-    1    FloatingPointError: a loss that is not finite
+    1    FloatingPointError: a loss or a feature that is not finite
     130  Ctrl-C;  143  SIGTERM;  141  whoever read the output (`| head`) has gone
     """
-    with contextlib.suppress(ValueError):       # only the main thread may; elsewhere it stays
+    with contextlib.suppress(ValueError):       # only the main thread may set a handler
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     for stream in (sys.stdout, sys.stderr):     # a character that the locale lacks becomes \xe9
         stream.reconfigure(errors="backslashreplace")
@@ -26,7 +26,7 @@ def exit_codes(prog):
         yield
         sys.stdout.flush()
     except BrokenPipeError:
-        # the last flush would fail again
+        # Python flushes stdout once more at exit, which would fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"{prog}: stopped: nobody reads the output any more", file=sys.stderr)
         sys.exit(141)

@@ -96,7 +96,7 @@ def provenance(script, device):
     try:
         commit = git("rev-parse", "HEAD")
         changed = git("status", "--porcelain", "--", script.name, "data")
-        dirty = changed or not git("ls-files", script.name)     # not tracked, and ignored
+        dirty = changed or not git("ls-files", script.name)     # status hides ignored files
     except OSError:         # no git here
         commit = ""
     commit = commit and commit + "-dirty" * bool(dirty)
