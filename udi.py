@@ -372,7 +372,7 @@ def main(argv=None):
                 done = [anchor] + [name for s, name in stages[:number] if s == "guided"]
                 for part in [part for part in frozen if sizes[part]]:
                     z, _ = features_of(part, model, ds.only(*done), device, amp, r.batch_size)
-                    frozen[part] = {m: o.detach() for m, o in model.own_logits(z).items()}
+                    frozen[part] = {name: o.detach() for name, o in model.own_logits(z).items()}
                 if ds.modalities[anchor].kind in ("audio", "spectrogram"):
                     z, _ = features_of("train", model, ds.only(anchor), device, amp, r.batch_size)
                     anchor_z = z[anchor].new_full((len(ds.labels), z[anchor].shape[1]), torch.nan)
