@@ -58,7 +58,7 @@ CHANGES = {"cremad": {}, "ave": dict(tau=10.0, temperature=3.0), "ucf101": dict(
            "modelnet40": dict(temperature=3.0),
            "avletters": dict(epochs=40, fusion_epochs=5, warmup=13, lr=0.01, lr_step=32)}   # ours
 SMALL = dict(epochs=15, fusion_epochs=5, warmup=5, lr=3e-3, lr_step=12)     # ours, for any other
-COMPARE = "Compare: python joint_baseline.py, and python joint_baseline.py --ensemble"
+COMPARE = "Compare with python joint_baseline.py, and with its --ensemble."
 
 
 # ---- the method ----------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ RECIPE = dict(
 CHANGES = {"cremad": {}, "ave": {}, "ucf101": {}, "modelnet40": {},     # {}: RECIPE as it is
            "avletters": dict(epochs=40, lr=0.01, lr_step=32)}       # ours
 SMALL = dict(epochs=15, lr=3e-3, lr_step=12)        # ours, for any other dataset
-COMPARE = "Compare each probe with the same encoder's alone: python joint_baseline.py --ensemble"
+COMPARE = "Compare: python joint_baseline.py --ensemble (each alone)."
 
 
 # ---- cures that keep the joint loss: each changes what of it reaches the encoders ----------------

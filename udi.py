@@ -61,7 +61,7 @@ CHANGES = {"cremad": {}, "ave": {}, "ucf101": {}, "modelnet40": {},     # {}: RE
            "avletters": dict(epochs=40, lr=0.01, lr_step=32)}       # ours
 SMALL = dict(epochs=15, lr=3e-3, lr_step=12)        # ours, for any other dataset
 SMOOTHING = 0.9                 # of the cosines behind the interaction weights
-COMPARE = "Compare: python joint_baseline.py, and python joint_baseline.py --ensemble"
+COMPARE = "Compare with python joint_baseline.py, and with its --ensemble."
 
 
 # ---- the method ----------------------------------------------------------------------------------

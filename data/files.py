@@ -4,6 +4,7 @@ import contextlib
 import json
 import platform
 import subprocess
+import textwrap
 import zipfile
 from pathlib import Path
 
@@ -120,5 +121,5 @@ def print_table(result, compare):
         cells += [rules.get("last", {}).get("macro_f1"), probe]
         cells = ["-" if cell is None else f"{100 * cell:.1f}" for cell in cells]
         print(f"{name:24}" + "".join(c.rjust(n) for c, n in zip(cells, (8, 10, 11, 10, 8))))
-    print("last: the number to quote; best test: chosen on the test set, as published code does;\n"
-          f"probe: what a linear classifier reads from the frozen encoder.\n{compare}")
+    print(textwrap.fill("Quote `last`; `best test` is chosen on the test set, as published code does; "
+                        f"`probe`: a linear classifier on the frozen encoder. {compare}", 98))
