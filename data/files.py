@@ -121,6 +121,6 @@ def print_table(result, compare):
         cells += [rules.get("last", {}).get("macro_f1"), probe]
         cells = ["-" if cell is None else f"{100 * cell:.1f}" for cell in cells]
         print(f"{name:24}" + "".join(c.rjust(n) for c, n in zip(cells, (8, 10, 11, 10, 8))))
-    said = ("Quote `last`; `best test` is chosen on the test set, as published code does; `probe`: a "
-            f"linear classifier on the frozen encoder. {compare}")
+    said = ("Quote `last`; `best test` is chosen on the test set, as published code does; `probe`: "
+            f"a linear classifier on the frozen encoder. {compare}")
     print(textwrap.fill(said, 98))
