@@ -293,7 +293,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_a_checkpoint(quick, tmp_
 
 # ---- nothing impossible begins -------------------------------------------------------------------
 @pytest.mark.parametrize("flags,message", [
-    ("--gpu 99", "--gpu 99: this machine has"), ("--dataset cremad", "Download CREMA-D"),
+    ("--gpu 99", "--gpu 99: GPUs count from 0"), ("--dataset cremad", "Download CREMA-D"),
     ("--dataset nowhere", "there is no prepared folder 'nowhere'"),
     ("--batch-size 0", "--batch-size cannot be 0"),
     ("--batch-size 1", "--batch-size must be at least 2"),
