@@ -339,13 +339,13 @@ def main(argv=None):
               f"{n_epochs} epochs, {len(log) or 'none'} done before", flush=True)
 
         # ---- training --------------------------------------------------------------------------
+        noise = torch.Generator(device)                         # of GE
         for epoch in range(len(log), r.epochs):
             start = time.time()
             lr = r.lr * 0.1 ** (epoch // r.lr_step)
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["factor"]
-            noise = torch.Generator(device)                     # of GE: another in each epoch
-            if args.balance == "ogm_ge":
+            if args.balance == "ogm_ge":                        # other noise in each epoch
                 noise.manual_seed(int(torch.randint(2**62, (), generator=generator)))
 
             # one pass over the training items

@@ -381,8 +381,8 @@ def main(argv=None):
                     seen = ds.only(*(name for name in ds.modalities if name in (anchor, m)))
 
             for epoch in range(len(curve), r.epochs):
-                val = [e["val"]["modality_heads"][m]["accuracy"] for e in curve if e["val"]]
-                if r.patience and converged(val, r):
+                if r.patience and converged([e["val"]["modality_heads"][m]["accuracy"]
+                                             for e in curve], r):
                     break
                 start = time.time()
                 lr = r.lr * 0.1 ** (epoch // r.lr_step)

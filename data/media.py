@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data import store
+
 RATE = 16_000
 COLOURS = (0, 1, 3, 4)    # numbers behind a face's corners in OFF: none, an index, RGB, RGBA
 HELD = 256 * 2 ** 20      # bytes of decoded frames that are kept until it is known which are wanted
@@ -188,7 +190,7 @@ def read_audio(path, start=0.0, stop=None, longest=None):
     wanted = sound.shape[1] / rate if stop is None else stop - start
     sound, there = sound[:-1], sound[-1].sum() / rate
     check_there(path, "sound", there, wanted, start)
-    if there * RATE < 512:
+    if there * RATE < store.WINDOW:
         raise BadFile(path, f"has only {there:.3f} s of sound from {start:g} s on")
     if not np.abs(sound).max() <= LOUDEST:
         raise BadFile(path, "has samples that are not finite, or far beyond full scale")

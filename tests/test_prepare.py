@@ -2,7 +2,6 @@
 said where a download or a list is not as it must be."""
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -18,8 +17,7 @@ from conftest import REAL, odd_decoder, prepared, real
 from PIL import Image
 
 import joint_baseline
-from data import DataError, ave, avmnist, cremad, info, modelnet40, open_dataset, prepare, store
-from data import ucf101
+from data import ave, avmnist, cremad, info, modelnet40, open_dataset, prepare, store, ucf101
 from data.media import BadFile
 from data.prepare import Item
 
