@@ -252,7 +252,7 @@ def plan(argv=None):
                        if recipe[key] != RECIPE[key])
     method = Path(__file__).stem                    # a copied file is a method of its own
     name = f"{method}{'.' * bool(variant)}{variant}"
-    path = Path(args.out).expanduser() / f"{name}-{ds.name}-{ds.split}-seed{args.seed}"
+    path = Path(os.path.expanduser(args.out)) / f"{name}-{ds.name}-{ds.split}-seed{args.seed}"
     config = dict(method=method, variant=variant, dataset=ds.name, split=ds.split, seed=args.seed,
                   val=args.val, amp=args.amp, recipe=recipe, data=ds.fingerprint)
     return args, ds, recipe, path, config

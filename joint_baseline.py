@@ -283,7 +283,8 @@ def plan(argv=None):
     if recipe["encoder_lr_factor"] != RECIPE["encoder_lr_factor"]:
         variant += f".encoder{recipe['encoder_lr_factor']:g}"
     method = Path(__file__).stem                    # a copied file is a method of its own
-    path = Path(args.out).expanduser() / f"{method}.{variant}-{ds.name}-{ds.split}-seed{args.seed}"
+    name = f"{method}.{variant}-{ds.name}-{ds.split}-seed{args.seed}"
+    path = Path(os.path.expanduser(args.out)) / name
     config = dict(method=method, variant=variant, dataset=ds.name, split=ds.split, seed=args.seed,
                   val=args.val, amp=args.amp, recipe=recipe, data=ds.fingerprint)
     return args, ds, recipe, path, config

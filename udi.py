@@ -287,7 +287,7 @@ def plan(argv=None):
         recipe["patience"] and f"patience{recipe['patience']}"]))
     method = Path(__file__).stem                    # a copied file is a method of its own
     name = f"{method}{'.' * bool(variant)}{variant}"
-    path = Path(args.out).expanduser() / f"{name}-{ds.name}-{ds.split}-seed{args.seed}"
+    path = Path(os.path.expanduser(args.out)) / f"{name}-{ds.name}-{ds.split}-seed{args.seed}"
     config = dict(method=method, variant=variant, dataset=ds.name, split=ds.split, seed=args.seed,
                   val=args.val, amp=args.amp, recipe=recipe, data=ds.fingerprint)
     return args, ds, recipe, path, config
@@ -348,7 +348,8 @@ def main(argv=None):
             if number == len(alone):
                 if choice["anchor"] is None:
                     choice = choose(log, sizes["val"])
-                    print(choice, flush=True)
+                    print(f"the anchor is {choice['anchor']} | val", *(
+                        f"{m} {100 * a:.1f}" for m, a in choice["accuracy"].items()), flush=True)
                 stages += [("guided", m) for m in ds.modalities if m != choice["anchor"]]
             stage, m = stages[number]
             anchor = choice["anchor"] if stage == "guided" else None

@@ -179,7 +179,7 @@ def open_dataset(name_or_folder="synthetic", root="datasets", split=None, val=0.
     else:
         folder = find_prepared(name_or_folder, root)
         # a link gives the dataset its own name, not that of the folder it leads to
-        name = Path(os.path.abspath(Path(name_or_folder).expanduser())).name
+        name = Path(os.path.abspath(os.path.expanduser(name_or_folder))).name
         meta, modalities, labels, splits, ids, groups = store.read(folder)
         classes, sha256 = meta["classes"], meta["sha256"]
     split = split or next(iter(splits))
@@ -193,9 +193,9 @@ def open_dataset(name_or_folder="synthetic", root="datasets", split=None, val=0.
 def find_prepared(name_or_folder, root="datasets"):
     """The prepared folder of that name under `root`, or at that path. Raises DataError that says
     how to get it."""
-    name, places = name_or_folder, [Path(root).expanduser() / name_or_folder]
+    name, places = name_or_folder, [Path(os.path.expanduser(root)) / name_or_folder]
     if name not in HOW_TO_GET:
-        places.insert(0, Path(name).expanduser())
+        places.insert(0, Path(os.path.expanduser(name)))
     for place in places:
         if place.is_dir():
             return place

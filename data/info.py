@@ -167,8 +167,8 @@ def main(argv=None):
     parser.add_argument("--sheet", help="where the PNG goes (default: NAME-contact-sheet.png here)")
     args = parser.parse_args(argv)
     with exit_codes(parser.prog):
-        name = Path(os.path.abspath(Path(args.name).expanduser())).name
-        sheet = Path(args.sheet or f"{name}-contact-sheet.png").expanduser()
+        name = Path(os.path.abspath(os.path.expanduser(args.name))).name
+        sheet = Path(os.path.expanduser(args.sheet or f"{name}-contact-sheet.png"))
         check(sheet.suffix in ("", ".png"),
               f"--sheet {sheet}: the contact sheet is a PNG, call it {sheet.stem}.png")
         folder, sheet = find_prepared(args.name, args.data_dir), sheet.with_suffix(".png")

@@ -305,7 +305,7 @@ def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=F
     """Prepare a dataset and return its folder's Path. Raises DataError for what the user can mend.
     """
     module = importlib.import_module(f"data.{name}")
-    raw, data_dir = Path(raw).expanduser(), Path(data_dir).expanduser()
+    raw, data_dir = Path(os.path.expanduser(raw)), Path(os.path.expanduser(data_dir))
     folder = data_dir / (f"{name}-limit{limit}" if limit else name)
     partial = folder.with_name(folder.name + ".partial")
     check(not folder.exists(), f"{folder} is prepared already: remove it to prepare it again")

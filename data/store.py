@@ -259,7 +259,7 @@ def write(folder, modalities, labels, splits, classes, ids, groups=None):
     ids         N different strings; groups: (N,) int or None
     Returns the folder's Path. Raises DataError, and leaves nothing behind, if they do not fit.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     check(not folder.exists(), f"{folder} exists already: remove it or choose another name")
     labels, ids = np.asarray(labels), list(map(str, ids))
     splits = {name: np.asarray(split) for name, split in splits.items()}
@@ -403,7 +403,7 @@ def read(folder):
     arrays' bytes are not looked at, apart from labels, groups and splits: `python -m data.verify`
     does that.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     meta, specs = read_meta(folder), {}
     ids, labels = read_text(folder, "ids.txt").splitlines(), read_array(folder, "label.npy")
     splits = {name: read_array(folder, f"split.{name}.npy") for name in meta["splits"]}

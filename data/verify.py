@@ -12,6 +12,7 @@ SHA-256 is printed: compare it with the one that whoever gave you the folder has
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from tqdm import tqdm
@@ -37,7 +38,7 @@ def fault(folder, name, digest, progress):
 
 def verify(folder):
     """Check every file of a prepared folder, with a printed line each. Raises DataError."""
-    folder = Path(folder).expanduser()
+    folder = Path(os.path.expanduser(folder))
     meta, faults = store.read_meta(folder), 0
     width = max(map(len, meta["sha256"]))
     paths = [folder / name for name in meta["sha256"]]

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import dimml
 import joint_baseline
 import udi
-from data import DataError, exit_codes, finished, half_done
+from data import DataError, exit_codes, finished, half_done, pick_device
 from data.files import differences
 from results.table import MAIN, is_ablation
 
@@ -67,7 +67,10 @@ def planned(row, argv):
     """What a row's script says of a command line: a Cell, its config, and whether it is finished.
     Raises DataError if another run, finished or not, has its name."""
     script = SCRIPTS[row.split(".")[0]]
-    *_, path, config = script.plan(argv)
+    try:
+        *_, path, config = script.plan(argv)
+    except DataError as error:
+        raise DataError(f"{row}: {error}") from None
     done = finished(path, config)
     if not done:
         half_done(path, config, n_epochs=None, resume=True)     # raises if it cannot go on
@@ -131,7 +134,10 @@ def run_slurm(cells, folder, options):
     """The same as one job array through submitit, whose local executor serves where no Slurm is."""
     import submitit
     executor = submitit.AutoExecutor(folder=folder)
-    executor.update_parameters(**options)
+    try:
+        executor.update_parameters(**options)
+    except NameError as error:
+        raise DataError(f"--slurm: {error}") from None
     jobs = executor.map_array(run_one, cells)
     try:
         for cell, job in zip(cells, jobs):
@@ -181,12 +187,15 @@ def main(argv=None):
     add("--seeds", type=int, default=5, help="0 .. N-1 (default: %(default)s)")
     add("--data-dir", default="datasets")
     add("--out", default="runs", help="(default: %(default)s)")
-    add("--gpus", type=int, nargs="*", default=[], help="numbers of the GPUs, a process each")
-    add("--workers", type=int, default=1, help="processes on the CPU (default: %(default)s)")
-    add("--slurm", nargs="*", type=option, metavar="KEY=VALUE", help="submitit's parameters")
+    where = parser.add_mutually_exclusive_group().add_argument
+    where("--gpus", type=int, nargs="*", default=[], help="numbers of the GPUs, a process each")
+    where("--workers", type=int, default=1, help="processes on the CPU (default: %(default)s)")
+    where("--slurm", nargs="*", type=option, metavar="KEY=VALUE", help="submitit's parameters")
     add("flags", nargs="*", help="after --: flags for every run, e.g. -- --epochs 5 --amp off")
     args = parser.parse_args(argv)
 
+    for gpu in args.gpus:
+        pick_device(gpu, "auto")            # raises DataError if there is none
     cells, configs, missing = {}, {}, []
     for row, command in grid(args):
         cell, config, done = planned(row, command)
@@ -199,7 +208,7 @@ def main(argv=None):
     print(f"{len(cells)} runs, {len(cells) - len(missing)} of them finished before", flush=True)
 
     runs = (run_here(missing, args.gpus, args.workers) if args.slurm is None else
-            run_slurm(missing, Path(args.out).expanduser() / "slurm", dict(args.slurm)))
+            run_slurm(missing, Path(os.path.expanduser(args.out)) / "slurm", dict(args.slurm)))
     failed, began = 0, time.time()
     with contextlib.closing(runs):          # whatever ends this loop ends the children
         for count, (cell, code) in enumerate(runs, 1):

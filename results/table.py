@@ -3,10 +3,10 @@
     python -m results.table                # the published runs, those of results/runs
     python -m results.table runs           # your own, of any number of folders
     python -m results.table --ablations    # the ablations too
-    python -m results.table --readme       # into README.md, with its picture docs/results.svg
+    python -m results.table --readme       # into README.md, docs/results.svg and the ledger
 
 What cannot be averaged is left out and named on stderr, a line each: a file that is no result, a
-seed that stands in two files, a run whose setting is not that of its row.
+seed of which two files say different things, a run whose setting is not that of its row.
 """
 
 import argparse
@@ -14,6 +14,9 @@ import functools
 import io
 import json
 import math
+import operator
+import os
+import re
 import statistics
 import sys
 import textwrap
@@ -36,7 +39,8 @@ LEGEND = f"""\
 Test accuracy in %, mean ± standard deviation over n seeds; the number to quote is that of the last
 epoch. Differences, to `{JOINT}` and to `{ENSEMBLE}`, are in points,
 with a 95 % interval in brackets (Student's t, paired by seed). Of twenty such intervals about one
-leaves out zero by chance."""
+leaves out zero by chance; a method is "shown" to beat or to lose where that chance is 5 % for all
+compared methods of a dataset together (Bonferroni)."""
 
 
 def warn(message):
@@ -71,13 +75,11 @@ def share_or_none(value):
 SCORE = {"accuracy": share, "macro_f1": share}
 RULES = {"last": SCORE, name: SCORE}
 SAID = {"predictions": [whole], "confidence": [share]}
-PART = {"heads": {name: SCORE}, "modality_heads": {name: SCORE}}
 RESULT = {    # a name stands for any key
     "method": name, "variant": name, "dataset": name, "split": name, "seed": whole, "val": number,
     "recipe": {text: lambda value: True}, "data": {text: text}, "precision": name, "answer": name,
-    "device": text, "seconds": number, "n_train": whole, "n_val": whole, "n_test": whole,
-    "classes": [text], "heads": {name: RULES}, "modality_heads": {name: RULES},
-    "probes": {name: share_or_none}, "epochs": [{"stage": text, "epoch": whole, "test": PART}],
+    "device": text, "seconds": number, "classes": [text], "heads": {name: RULES},
+    "modality_heads": {name: RULES}, "probes": {name: share_or_none}, "epochs": [{"epoch": whole}],
     "test": {"labels": [whole], "heads": {name: SAID}, "modality_heads": {name: SAID}},
 }
 
@@ -118,9 +120,14 @@ def read(path):
     test = result["test"]
     if result["answer"] not in result["heads"].keys() & test["heads"].keys():
         raise ValueError(f"its answer {result['answer']!r} is none of its heads")
+    if not test["labels"]:
+        raise ValueError("it has no test items")
     for said in (*test["heads"].values(), *test["modality_heads"].values()):
         if {len(said["predictions"]), len(said["confidence"])} != {len(test["labels"])}:
             raise ValueError("its test part has not one prediction for each label")
+    right = map(operator.eq, test["heads"][result["answer"]]["predictions"], test["labels"])
+    if not math.isclose(statistics.mean(right), answer(result)["last"]["accuracy"], abs_tol=1e-6):
+        raise ValueError("the accuracy of its answer is not that of its predictions")
     return result
 
 
@@ -129,10 +136,10 @@ def load(*folders):
     method and its variant. Raises DataError where there is no such folder."""
     found = {}
     for folder in folders or [RUNS]:
-        folder = Path(folder).expanduser()
-        if not folder.is_dir() and folder != RUNS:    # the published runs may be still to come
+        folder = Path(os.path.expanduser(folder))
+        if not folder.is_dir():
             raise DataError(f"there is no folder {folder}")
-        for path in sorted(folder.glob("*.json")):
+        for path in sorted(path for path in folder.iterdir() if path.suffix == ".json"):
             try:
                 result = read(path)
             except (ValueError, OSError) as error:
@@ -147,8 +154,9 @@ def load(*folders):
         for row in sorted(rows, key=position):
             files = {}
             for seed, same_seed in sorted(rows[row].items()):
-                if len(same_seed) == 1:
-                    files.update(same_seed)
+                (path, first), *others = same_seed.items()
+                if all(result == first for _, result in others):        # one file, or its copies
+                    files[path] = first
                 else:
                     warn(f"{', '.join(map(str, same_seed))} are left out: "
                          f"all are seed {seed} of {row} on {' '.join(section)}")
@@ -159,8 +167,17 @@ def load(*folders):
 
 
 def is_ablation(row):
-    """Whether a row is one of our scripts' beside the main ones; those of a fork are none."""
-    return row not in MAIN and row.split(".")[0] in ("joint_baseline", "dimml", "udi")
+    """Whether a row is one of our scripts' beside the main ones. Those of a fork are none, nor are
+    runs of one modality or with the anchor named, which some datasets need."""
+    method, _, variant = row.partition(".")
+    return (row not in MAIN and method in ("joint_baseline", "dimml", "udi")
+            and not variant.startswith(("only-", "anchor-")))
+
+
+def without_ablations(runs):
+    kept = {section: {row: rows[row] for row in rows if not is_ablation(row)}
+            for section, rows in runs.items()}
+    return {section: rows for section, rows in kept.items() if rows}
 
 
 def position(row):
@@ -170,18 +187,23 @@ def position(row):
 
 def of_one_setting(files):
     """{file: result} of one row -> the results of the setting that most of them share; none where
-    two settings are equally frequent."""
+    two settings are equally frequent. Another commit or device is only warned of."""
     settings = {file: json.dumps(setting(result), sort_keys=True) for file, result in files.items()}
     (most, count), *others = Counter(settings.values()).most_common() or [(None, 0)]
-    if others and others[0][1] == count:
-        warn(f"{', '.join(map(str, files))} are left out: their settings differ, "
-             "and none is that of most")
-        return []
+    tie = bool(others) and others[0][1] == count
     kept = {file: result for file, result in files.items() if settings[file] == most}
-    for file in files.keys() - kept.keys():
+    for file in [file for file in files if file not in kept]:
         a, b = setting(files[file]), setting(next(iter(kept.values())))
-        other = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
-        warn(f"{file} is left out: another {', '.join(other)} than the rest of its row")
+        other = ", ".join(sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key)))
+        if tie:
+            warn(f"{', '.join(map(str, files))} are left out: none has the setting of most; "
+                 f"they differ in {other}")
+            return []
+        warn(f"{file} is left out: another {other} than the rest of its row")
+    made = {key: {str(result.get(key)) for result in kept.values()}
+            for key in ("commit", "device", "threads", "versions")}
+    if unequal := [key for key, values in made.items() if len(values) > 1]:
+        warn(f"{', '.join(map(str, kept))}: averaged, but made with another {', '.join(unequal)}")
     return list(kept.values())
 
 
@@ -219,6 +241,11 @@ def probes(results, modality):
     return {seed: 100 * value for seed, value in values.items() if value is not None}
 
 
+def probe(modality):
+    """A function like `accuracy`, of a modality's probe."""
+    return functools.partial(probes, modality=modality)
+
+
 def paired(ours, theirs):
     """{seed: value} twice -> mean difference over the seeds that both have, half of its 95 %
     interval, and their number n. Raises ValueError where they have none in common.
@@ -227,7 +254,7 @@ def paired(ours, theirs):
     """
     differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
     if not differences:
-        raise ValueError("no seed in common")
+        raise ValueError("no seed has both values")
     n, half = len(differences), None
     if n > 1:
         t = float(scipy.stats.t.ppf(0.975, n - 1))
@@ -235,8 +262,8 @@ def paired(ours, theirs):
     return statistics.mean(differences), half, n
 
 
-def compare(results, base, ours=accuracy, theirs=None):
-    """`paired` for two rows' {seed: result}, each by its measure (`theirs` is `ours` unless given).
+def compare(results, base, ours=accuracy, theirs=accuracy):
+    """`paired` for two rows' {seed: result}, each by its measure.
 
     They must share data, precision and how long the encoders are trained; all else is the method.
     Raises ValueError, which says why, where they cannot be compared.
@@ -246,17 +273,19 @@ def compare(results, base, ours=accuracy, theirs=None):
     other = [key for key in same if key in a and key in b and a[key] != b[key]]
     if other:
         raise ValueError(f"another {', '.join(other)}")
-    return paired(ours(results), (theirs or ours)(base))
+    return paired(ours(results), theirs(base))
 
 
 # ---- tables --------------------------------------------------------------------------------------
-def mean_std(values):
-    """Mean, and the standard deviation over runs where there is more than one."""
-    values = list(values)
+def mean_std(values, n):
+    """Mean of {seed: value}, and the standard deviation over runs where there is more than one;
+    their number where it is not n."""
+    values = list(values.values())
     if not values:
         return ""
     std = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{std}"
+    few = f" (n = {len(values)})" if len(values) != n else ""
+    return f"{statistics.mean(values):.1f}{std}{few}"
 
 
 def signed(value, plus="+"):
@@ -297,46 +326,52 @@ def markdown(header, body):
 
 
 def overview(runs):
-    """One table: a row a method, a column a dataset, the mean answer in each cell. Its first lines:
+    """One table: a row a method, a column a dataset, the mean answer in each cell. Its first rows:
     the first modality of each dataset alone, the second one alone, and so on."""
-    columns, labels = {}, {}        # {title: {line: cell}}, {line: what it is called}
+    columns, depth = {}, 0
     for section, rows in runs.items():
         n = Counter(map(len, rows.values())).most_common(1)[0][0]
-        column = columns[f"{section[0]}, {section[1]} (n = {n})"] = {}
-        for label, results, scores in lines(rows):
-            few = "" if len(results) == n else f" (n = {len(results)})"
-            column[label] = mean_std(accuracy(results, scores).values()) + few
-        for i, m in enumerate(modalities(rows)):
-            if f"{m} alone" in column:
-                column[i] = column[f"{m} alone"]
-                labels.setdefault(i, {})[m] = None
-    body = [(i, f"{' or '.join(labels[i])} alone") for i in sorted(labels)]
+        columns[section] = column = {"method": f"{', '.join(section)} (n = {n})"}
+        for row, results in rows.items():
+            column[f"`{row}`"] = mean_std(accuracy(results), n)
+            try:
+                compare(results, rows.get(ENSEMBLE, results))
+            except ValueError:
+                column[f"`{row}`"] += " †"
+        alone = next(iter(rows.get(ENSEMBLE, {}).values()), {"modality_heads": {}})
+        for i, m in enumerate(alone["modality_heads"], 1):
+            depth = max(depth, i)
+            column[f"modality {i} alone"] = (
+                f"{m} {mean_std(accuracy(rows[ENSEMBLE], own_head(m)), n)}")
     order = sorted({row for rows in runs.values() for row in rows}, key=position)
-    body += [(f"`{row}`", f"`{row}`") for row in order]
-    return markdown(["method", *columns], [
-        [label, *(column.get(line, "") for column in columns.values())] for line, label in body])
+    labels = [*(f"modality {i + 1} alone" for i in range(depth)), *(f"`{row}`" for row in order)]
+    header, *body = ([label, *(column.get(label, "") for column in columns.values())]
+                     for label in ("method", *labels))
+    shown = markdown(header, body)
+    why = "not compared with the ensemble: other data, other training, or no seed in common"
+    return shown + f"\n† {why}.\n" * ("†" in shown)
 
 
 def details(section, rows):
     """A dataset's table: each answer under three rules, compared, and what the encoders learned."""
     body = []
     for label, results, scores in lines(rows):
-        cells = [label, str(len(results))]
-        cells += [mean_std(accuracy(results, scores, rule).values())
-                  for rule in ("last", "best_val", "best_test")]
-        cells.append(mean_std(accuracy(results, scores, measure="macro_f1").values()))
+        ours, n = functools.partial(accuracy, scores=scores), len(results)
+        cells = [label, str(n)]
+        measured = [ours(results, rule=rule) for rule in ("last", "best_val", "best_test")]
+        measured.append(ours(results, measure="macro_f1"))
+        cells += [mean_std(values, n) for values in measured]
         for base in (JOINT, ENSEMBLE):
             if base not in rows or label == f"`{base}`":
                 cells.append("" if base in rows else "not run")
                 continue
             try:
-                ours = functools.partial(accuracy, scores=scores)
-                mean, half, n = compare(results, rows[base], ours, accuracy)
-                cells.append(points(mean, half) + ("" if n == len(results) else f", n = {n}"))
+                mean, half, pairs = compare(results, rows[base], ours)
+                cells.append(points(mean, half) + ("" if pairs == n else f", n = {pairs}"))
             except ValueError as why:
                 cells.append(str(why))
         for m in modalities(rows):
-            cells.append(mean_std(probes(results, m).values()) if scores is answer else "")
+            cells.append(mean_std(probes(results, m), n) if scores is answer else "")
         body.append(cells)
     return markdown(["method", "n", "last", "best val", "best test", "macro-F1", "last − joint",
                      "last − ensemble", *(f"{m} probe" for m in modalities(rows))], body)
@@ -350,64 +385,108 @@ def cost_of_joint_training(rows):
         return [f"What joint training costs an encoder is not known: there is no {missing}."]
     costs, others = [], []
     for m in modalities(rows):
-        probe = functools.partial(probes, modality=m)
         try:
-            mean, half, n = compare(rows[ENSEMBLE], rows[JOINT], probe)
+            mean, half, n = compare(rows[ENSEMBLE], rows[JOINT], probe(m), probe(m))
         except ValueError as why:
             others.append(f"What joint training costs the {m} encoder is not known: {why}.")
             continue
-        cost = f"{points(mean, half, '-')} points"
+        cost = f"{points(mean, half, '-')} points (n = {n})"
         if half is None:
-            others.append(f"The {m} encoder lost {cost} jointly: one seed, so this shows nothing.")
+            lost = signed(mean, "-")
+            others.append(f"The {m} encoder lost {lost} points jointly: one seed shows nothing.")
         elif mean - half > 0:
             costs.append((mean, f"Joint training costs the {m} encoder {cost}."))
         elif mean + half < 0:
-            gain = points(-mean, half, '-')
-            others.append(f"Joint training teaches the {m} encoder {gain} points more.")
+            gain = f"{points(-mean, half, '-')} points more (n = {n})"
+            others.append(f"Joint training teaches the {m} encoder {gain}.")
         else:
             others.append(f"No cost is shown for the {m} encoder: {cost}.")
     return [said for _, said in sorted(costs, reverse=True)] + others
 
 
 def against_ensemble(rows):
-    """Which methods are shown to beat the ensemble of single modalities, and which to lose."""
+    """Which methods are shown to beat the ensemble of single modalities, and which to lose to it:
+    sentences, the verdict first. Shown: the 95 % interval, widened for as many comparisons as there
+    are (Bonferroni), leaves out zero; a single seed, or seeds that all differ by the same, show
+    nothing."""
     if ENSEMBLE not in rows:
-        return f"Whether a method beats the ensemble is not known: there is no `{ENSEMBLE}`."
-    better, worse, level, apart = [], [], [], []
+        return [f"Whether a method beats the ensemble is not known: there is no `{ENSEMBLE}`."]
+    compared, apart = {}, {}
     for row, results in rows.items():
         if row == ENSEMBLE:
             continue
         try:
             mean, half, n = compare(results, rows[ENSEMBLE])
-        except ValueError as why:
-            apart.append(f"`{row}` ({why})")
-            continue
-        if half is None:
-            apart.append(f"`{row}` (one seed in common)")
-        else:
-            group = better if mean - half > 0 else worse if mean + half < 0 else level
-            group.append(f"`{row}`" + ("" if group is level else f" {points(mean, half)}"))
-    said = [f"Shown to beat the ensemble: {', '.join(better)}" if better else
-            "No method is shown to beat the ensemble"]
-    groups = {"worse": worse, "not told apart from it": level, "not compared": apart}
-    said += [f"{what}: {', '.join(group)}" for what, group in groups.items() if group]
-    return "; ".join(said) + "."
+            if half is not None:
+                compared[row] = mean, half, n
+                continue
+            why = "one seed"
+        except ValueError as error:
+            why = str(error)
+        apart.setdefault(why, []).append(f"`{row}`")
+    better, worse, level = [], [], []
+    for row, (mean, half, n) in compared.items():
+        t = scipy.stats.t(n - 1)
+        wide = half * t.ppf(1 - 0.025 / len(compared)) / t.ppf(0.975)
+        group = level if not 1e-9 < wide < abs(mean) else better if mean > 0 else worse
+        group.append(f"`{row}` {points(mean, half)}" if group is not level else f"`{row}`")
+    if not compared:
+        said = ["Whether a method beats the ensemble is not known."]
+    elif better:
+        said = [f"Of {len(compared)} methods shown to beat the ensemble: {', '.join(better)}."]
+    else:
+        said = [f"Of {len(compared)} methods none is shown to beat the ensemble."]
+    said += [f"Shown to lose to it: {', '.join(worse)}."] * bool(worse)
+    said += [f"Not told apart from it: {', '.join(level)}."] * bool(level)
+    return said + [f"Not compared, {why}: {', '.join(group)}." for why, group in apart.items()]
 
 
 def words(section, rows):
     """What a dataset's runs say, in one line."""
     return " ".join([f"**{', '.join(section)}.**", *cost_of_joint_training(rows),
-                     against_ensemble(rows)])
+                     *against_ensemble(rows)])
 
 
 def readme(runs):
     """What README shows: the overview, and of each dataset what joint training costs and whether a
     method is shown to beat the ensemble."""
     said = [" ".join([f"**{', '.join(section)}.**", *cost_of_joint_training(rows),
-                      against_ensemble(rows).split(";")[0].rstrip(".") + "."])
-            for section, rows in runs.items()]
+                      against_ensemble(rows)[0]]) for section, rows in runs.items()]
     return overview(runs) + "".join(f"\n{textwrap.fill(line, 100, break_long_words=False)}\n"
                                     for line in said)
+
+
+# ---- the ledger ----------------------------------------------------------------------------------
+BEST = "best test epoch less last"
+EFFECTS = {     # of its lines: what is measured, a row and a rule less another row and rule
+    "D4": (BEST, "dimml", "best_test", "dimml", "last"),
+    "J3": (BEST, "joint_baseline.ogm_ge", "best_test", "joint_baseline.ogm_ge", "last"),
+    "U3": ("CKA less CLUB", "udi.cka", "last", "udi", "last"),
+    "U4": ("fixed at 1/2 less moving", "udi.interaction0.5-0.5", "last", "udi", "last"),
+    "U5": ("stage 1 less scratch", "udi.stage1", "last", "udi", "last"),
+}
+
+
+def effects(runs):
+    """{line of the ledger: what the runs, ablations too, say of its effect}."""
+    said = {}
+    for line, (what, ours, rule, base, base_rule) in EFFECTS.items():
+        a, b = (functools.partial(accuracy, rule=r) for r in (rule, base_rule))
+        there = {section[0]: rows for section, rows in runs.items() if {ours, base} <= rows.keys()}
+        if there:
+            found = {name: compare(rows[ours], rows[base], a, b) for name, rows in there.items()}
+            said[line] = f"{what}, points: " + "; ".join(
+                f"{name} {points(mean, half)} (n = {n})" for name, (mean, half, n) in found.items())
+    return said
+
+
+def put_effects(said, page):
+    """Puts what is said of lines of the ledger into the last cells of these lines."""
+    text = page.read_text(encoding="utf-8")
+    for line, cell in said.items():
+        text = re.sub(rf"^(\| {line} \|.*\|)[^|]*\|$", rf"\1 {cell} |", text, flags=re.M)
+    with whole_file(page) as file:
+        file.write(text.encode())
 
 
 # ---- the picture ---------------------------------------------------------------------------------
@@ -419,15 +498,14 @@ def picture(runs):
     grey, methods = "#7d8590", {JOINT: ("joint", "#d55e00"), ENSEMBLE: ("ensemble", "#999999"),
                                 "dimml": ("DI-MML", "#2b8cd6"), "udi": ("UDI", "#009e73")}
     settings = {"svg.fonttype": "path", "svg.hashsalt": "nanoMML", "font.size": 9,
-                "axes.spines.top": False, "axes.spines.right": False}
+                "axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False}
     settings |= {f"{what}.color": grey for what in ("text", "xtick", "ytick")}
     settings |= {"axes.edgecolor": grey, "axes.labelcolor": grey}
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(9, 2.7), layout="constrained")
         axes = figure.subplots(1, len(runs), squeeze=False)[0]
         for ax, (section, rows) in zip(axes, runs.items()):
-            groups = {"answer": accuracy} | {
-                f"{m}\nencoder": lambda results, m=m: probes(results, m) for m in modalities(rows)}
+            groups = {"answer": accuracy} | {f"{m}\nencoder": probe(m) for m in modalities(rows)}
             for k, (row, (label, colour)) in enumerate(methods.items()):
                 for x, measure in enumerate(groups.values()):
                     values = list(measure(rows.get(row, {})).values())
@@ -461,14 +539,16 @@ def main(argv=None):
     parser = argparse.ArgumentParser("python -m results.table", description="Tables of results.")
     parser.add_argument("folders", nargs="*", metavar="DIR", help="(default: results/runs)")
     parser.add_argument("--ablations", action="store_true", help="show them too")
-    parser.add_argument("--readme", action="store_true", help="write README.md's table")
+    parser.add_argument("--readme", action="store_true", help="write README and ledger")
     args = parser.parse_args(argv)
+    if args.readme and args.folders:
+        raise DataError("--readme shows the published runs: give no DIR with it")
     runs = load(*args.folders)
+    said = effects(runs) if args.readme else {}
     hidden = {row for rows in runs.values() for row in rows if is_ablation(row)}
     if hidden and not args.ablations:
         warn(f"ablations that are not shown without --ablations: {', '.join(sorted(hidden))}")
-        runs = {section: {row: rows[row] for row in rows if row not in hidden}
-                for section, rows in runs.items() if rows.keys() - hidden}
+        runs = without_ablations(runs)
     if not runs:
         raise DataError(f"no runs to show in {', '.join(args.folders) or RUNS}")
     if args.readme:
@@ -476,6 +556,7 @@ def main(argv=None):
         put_between(BEGIN, END, readme(runs), ROOT / "README.md")
         with whole_file(ROOT / "docs/results.svg") as file:
             file.write(drawn)
+        put_effects(said, ROOT / "results/DEVIATIONS.md")
         return
     print(overview(runs))
     print(LEGEND)

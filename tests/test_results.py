@@ -24,8 +24,8 @@ def write(tmp_path):
     returns its name."""
     def write(row, seed, percent, probes=None, name=None, heads=(), alone=None, **changed):
         method, _, variant = row.partition(".")
-        said = {"predictions": [0, 1, 0, 1], "confidence": [0.9, 0.8, 0.7, 0.6]}
-        heads = {"fused": percent, **dict(heads)}
+        heads, right = {"fused": percent, **dict(heads)}, round(10 * percent)
+        said = {"predictions": [1] * right + [0] * (1000 - right), "confidence": [0.9] * 1000}
         result = {
             "schema": 2, "method": method, "variant": variant, "dataset": "toy",
             "split": "official", "seed": seed, "val": 0.1, "amp": "auto", "precision": "float32",
@@ -36,7 +36,7 @@ def write(tmp_path):
             "modality_heads": {m: rules(accuracy) for m, accuracy in (alone or {}).items()},
             "probes": {m: p and p / 100 for m, p in (probes or {"audio": percent}).items()},
             "probe_failures": {}, "epochs": [],
-            "test": {"labels": [0, 1, 1, 1], "heads": {head: said for head in heads},
+            "test": {"labels": [1] * 1000, "heads": {head: said for head in heads},
                      "modality_heads": {m: said for m in alone or {}}}, **changed}
         name = name or f"{row}-toy-official-seed{seed}.json"
         (tmp_path / name).write_text(json.dumps(result), encoding="utf-8")
@@ -60,7 +60,7 @@ def test_paired_interval_is_scipys():
     expected = scipy.stats.ttest_rel([91, 94.5, 93], [90, 92, 93.5]).confidence_interval(0.95)
     assert n == 3 and (mean - half, mean + half) == pytest.approx((expected.low, expected.high))
     assert table.paired({0: 3.0}, {0: 1.0}) == (2.0, None, 1)
-    with pytest.raises(ValueError, match="no seed in common"):
+    with pytest.raises(ValueError, match="no seed has both values"):
         table.paired({0: 3.0}, {1: 1.0})
 
 
@@ -100,30 +100,33 @@ def test_the_overview_has_a_row_a_method_and_a_column_a_dataset(write, tmp_path)
     assert header == ["method", *(f"{name}, official (n = {n})" for name, n in
                                   (("clips", 2), ("lips", 2), ("toy", 1)))]
     assert body == [
-        ["audio alone", "60.5 ± 0.7", "60.5 ± 0.7", "60.5 ± 0.7 (n = 2)"],
-        ["flow or lips or image alone", "70.0 ± 0.0", "70.0 ± 0.0", "70.0 ± 0.0 (n = 2)"],
-        ["text alone", "80.0 ± 0.0", "", ""],
+        ["modality 1 alone"] + ["audio 60.5 ± 0.7"] * 2 + ["audio 60.5 ± 0.7 (n = 2)"],
+        ["modality 2 alone", "flow 70.0 ± 0.0", "lips 70.0 ± 0.0", "image 70.0 ± 0.0 (n = 2)"],
+        ["modality 3 alone", "text 80.0 ± 0.0", "", ""],
         ["`joint_baseline.ensemble`", "90.0 ± 0.0", "90.0 ± 0.0", "90.0 ± 0.0 (n = 2)"],
         ["`dimml`", "", "", "95.0"], ["`mine.bold`", "", "", "85.0"]]
 
 
 # ---- words ---------------------------------------------------------------------------------------
 def test_words_by_hand(write, tmp_path):
-    """Costs of 34 33 35 points: mean 34, std 1, half an interval 2.48; of 1 -1 0: none is shown."""
+    """Costs of 34 33 35 points: mean 34, std 1, half an interval 2.48; of 1 -1 0: none is shown.
+    Joint training's -4 [-6.5, -1.5] is one of four comparisons: t(1 - 0.025 / 4, 2) = 8.86 makes
+    its half 5.1, so it is not shown to lose. Always 0.1 more is not shown either."""
     for seed, image, audio in ((0, 34, 1), (1, 33, -1), (2, 35, 0)):
         write("joint_baseline.ensemble", seed, 90, {"audio": 70, "image": 80},
               alone={"audio": 70, "image": 80})
         write("joint_baseline.concat", seed, 85 + seed, {"audio": 70 - audio, "image": 80 - image})
         write("dimml", seed, 93 + seed / 10, {"audio": 70, "image": 80})
-        write("udi", seed, 89 + seed, {"audio": 70, "image": 80})
+        write("udi", seed, 90.1, {"audio": 70, "image": 80})
+        write("udi.interaction0-0", seed, 50 + seed, {"audio": 70, "image": 80})
     write("mine", 0, 99)
     words = table.words(TOY, table.load(tmp_path)[TOY])
     assert words == (
-        "**toy, official.** Joint training costs the image encoder 34.0 [31.5, 36.5] points. "
-        "No cost is shown for the audio encoder: 0.0 [−2.5, 2.5] points. "
-        "Shown to beat the ensemble: `dimml` +3.1 [+2.9, +3.3]; "
-        "worse: `joint_baseline.concat` −4.0 [−6.5, −1.5]; not told apart from it: `udi`; "
-        "not compared: `mine` (one seed in common).")
+        "**toy, official.** Joint training costs the image encoder 34.0 [31.5, 36.5] points "
+        "(n = 3). No cost is shown for the audio encoder: 0.0 [−2.5, 2.5] points (n = 3). "
+        "Of 4 methods shown to beat the ensemble: `dimml` +3.1 [+2.9, +3.3]. "
+        "Shown to lose to it: `udi.interaction0-0` −39.0 [−41.5, −36.5]. "
+        "Not told apart from it: `joint_baseline.concat`, `udi`. Not compared, one seed: `mine`.")
 
 
 def test_words_where_joint_training_helps_or_a_probe_is_missing(write, tmp_path):
@@ -131,9 +134,9 @@ def test_words_where_joint_training_helps_or_a_probe_is_missing(write, tmp_path)
         write("joint_baseline.ensemble", seed, 90, {"audio": 70 + seed, "image": None})
         write("joint_baseline.concat", seed, 90, {"audio": 75 + seed, "image": 50})
     words = table.words(TOY, table.load(tmp_path)[TOY])
-    assert "Joint training teaches the audio encoder 5.0 [5.0, 5.0] points more." in words
-    assert "What joint training costs the image encoder is not known: no seed in common." in words
-    assert "No method is shown to beat the ensemble; not told apart" in words
+    assert "Joint training teaches the audio encoder 5.0 [5.0, 5.0] points more (n = 2)." in words
+    assert "costs the image encoder is not known: no seed has both values." in words
+    assert "Of 1 methods none is shown to beat the ensemble. Not told apart" in words
 
 
 def test_words_of_one_seed_claim_nothing_and_say_which_baseline_is_missing(write, tmp_path):
@@ -144,8 +147,9 @@ def test_words_of_one_seed_claim_nothing_and_say_which_baseline_is_missing(write
     write("joint_baseline.ensemble", 0, 90)
     write("joint_baseline.concat", 0, 80)
     words = table.words(TOY, table.load(tmp_path)[TOY])
-    assert "The audio encoder lost 10.0 points jointly: one seed, so this shows nothing." in words
-    assert "No method is shown to beat the ensemble; not compared: `joint_baseline.concat`" in words
+    assert "The audio encoder lost 10.0 points jointly: one seed shows nothing." in words
+    assert words.endswith("Whether a method beats the ensemble is not known. "
+                          "Not compared, one seed: `joint_baseline.concat`, `dimml`.")
 
 
 # ---- anybody's folder ----------------------------------------------------------------------------
@@ -175,6 +179,7 @@ DAMAGED = [
     (put([1], "modality_heads"), "modality_heads is no dict"),
     (put("own", "answer"), "its answer 'own' is none"),
     (put([0, 1, 0], "test", "heads", "fused", "predictions"), "not one prediction for each label"),
+    (put(0.999, *LAST, "accuracy"), "the accuracy of its answer is not that of its predictions"),
     (put("a\n| b", "variant"), "result.variant is"), (put(True, "seed"), "result.seed is 'True'"),
 ]
 
@@ -208,13 +213,14 @@ def test_a_modality_may_be_called_by_any_word_of_ours(write, tmp_path):
     write("joint_baseline.ensemble", 0, 90, probes=names, alone=names)
     write("joint_baseline.concat", 0, 80, probes={"fused": 50, "own": 70})
     overview = table.overview(table.load(tmp_path))
-    assert cells(overview, "fused alone") == ["60.0"]
+    assert cells(overview, "modality 1 alone") == ["fused 60.0"]
     assert cells(overview, "`joint_baseline.ensemble`") == ["90.0"]
     assert "The fused encoder lost 10.0 points" in table.words(TOY, table.load(tmp_path)[TOY])
 
 
-def test_two_files_of_one_seed_are_both_left_out(write, tmp_path, capsys):
+def test_two_files_of_one_seed_are_both_left_out_unless_they_are_copies(write, tmp_path, capsys):
     write("dimml", 0, 80)
+    write("dimml", 0, 80, name="backup.json")
     twice = write("dimml", 1, 90), write("dimml", 1, 70, name="copy.json")
     assert set(table.load(tmp_path, tmp_path)[TOY]["dimml"]) == {0}    # a folder given twice is one
     message, = capsys.readouterr().err.splitlines()
@@ -235,10 +241,17 @@ def test_a_run_of_another_setting_is_left_out_of_its_row(write, tmp_path, capsys
     assert f"{other} is left out: {named}" in message
 
 
+def test_a_row_made_on_two_commits_is_averaged_and_named(write, tmp_path, capsys):
+    write("dimml", 0, 80, commit="a")
+    write("dimml", 1, 82, commit="b")
+    assert set(table.load(tmp_path)[TOY]["dimml"]) == {0, 1}
+    assert "averaged, but made with another commit" in capsys.readouterr().err
+
+
 def test_where_no_setting_is_that_of_most_the_row_is_left_out(write, tmp_path, capsys):
     write("dimml", 0, 80)
     write("dimml", 1, 82, precision="bfloat16")
-    assert table.load(tmp_path) == {} and "their settings differ" in capsys.readouterr().err
+    assert table.load(tmp_path) == {} and "they differ in precision" in capsys.readouterr().err
 
 
 def test_rows_of_unequal_settings_are_not_paired(write, tmp_path):
@@ -251,7 +264,9 @@ def test_rows_of_unequal_settings_are_not_paired(write, tmp_path):
     assert compared == ["+5.0 [+5.0, +5.0]", "another data"]
     words = table.words(TOY, rows)
     assert "What joint training costs the audio encoder is not known: another data." in words
-    assert "not compared: `joint_baseline.concat` (another data), `dimml` (another data)." in words
+    assert "Not compared, another data: `joint_baseline.concat`, `dimml`." in words
+    overview = table.overview({TOY: rows})
+    assert cells(overview, "`dimml`") == ["85.0 ± 0.0 †"] and "\n† not compared" in overview
 
 
 def test_ablations_stand_apart(write, tmp_path, capsys):
@@ -269,6 +284,8 @@ def test_ablations_stand_apart(write, tmp_path, capsys):
 def test_no_folder_and_no_runs(tmp_path, capsys):
     with pytest.raises(DataError, match="there is no folder"):
         table.main([str(tmp_path / "nowhere")])
+    with pytest.raises(DataError, match="there is no folder ~no such user/runs"):
+        table.main(["~no such user/runs"])
     with pytest.raises(DataError, match="no runs to show"):
         table.main([str(tmp_path)])
 
@@ -282,14 +299,20 @@ def test_readme_in_a_locale_that_lacks_its_letters(write, tmp_path):
         write("dimml", seed, percent)
     (tmp_path / "docs").mkdir()
     (tmp_path / "README.md").write_text(PAGE, encoding="utf-8")
+    (tmp_path / "results").mkdir()
+    ledger = tmp_path / "results/DEVIATIONS.md"
+    ledger.write_text("| D3 | a | b |\n| D4 | é | not measured |\n", encoding="utf-8")
     code = ("from pathlib import Path; from results import table\n"
-            f"table.ROOT = Path({str(tmp_path)!r}); table.main([{str(tmp_path)!r}, '--readme'])")
+            f"table.ROOT = table.RUNS = Path({str(tmp_path)!r}); table.main(['--readme'])")
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
                          env={**os.environ, **PLAIN})
     assert (run.returncode, run.stderr) == (0, b"")
     page = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert page == PAGE.replace("old\n", table.readme(table.load(tmp_path)))
     assert cells(page, "`dimml`") == ["81.0 ± 1.4"]
+    assert ledger.read_text(encoding="utf-8") == (
+        "| D3 | a | b |\n| D4 | é | best test epoch less last, points: toy +0.0 [+0.0, +0.0] "
+        "(n = 2) |\n")
     assert b"<svg" in (tmp_path / "docs/results.svg").read_bytes()
     assert not list(tmp_path.rglob("*.partial"))
 
@@ -300,8 +323,9 @@ def test_a_readme_without_its_markers_is_left_as_it_is(page, write, tmp_path, mo
     (tmp_path / "docs").mkdir()
     (tmp_path / "README.md").write_text(page, encoding="utf-8")
     monkeypatch.setattr(table, "ROOT", tmp_path)
+    monkeypatch.setattr(table, "RUNS", tmp_path)
     with pytest.raises(DataError, match="README.md: it has not the two lines"):
-        table.main([str(tmp_path), "--readme"])
+        table.main(["--readme"])
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == page
     assert not list((tmp_path / "docs").iterdir())
 
