@@ -10,7 +10,7 @@ gives every encoder a loss of its own (detached) and lets them meet in three oth
                 |    +--> shared head -> CE     answer:  own and fusion heads, by certainty
     encoder -> z_v --+--> own head_v  -> CE
 
-    python dimml.py                                 # the embedded set: a minute on a laptop
+    python dimml.py                                 # the embedded set, about a minute
     python dimml.py --dataset ave --gpu 0           # the recipe of the published code
     python dimml.py --dataset ave --gpu 0 --resume  # goes on after the last whole epoch
 
@@ -20,7 +20,7 @@ Read it top to bottom: recipe, method, model, evaluation, `plan` (what a command
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch: spinning slows other runs down
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch: spinning threads slow other runs
 
 import argparse
 import json
@@ -213,7 +213,7 @@ def probe(z, y, z_test, y_test):
 # ---- a run ---------------------------------------------------------------------------------------
 def plan(argv=None):
     """What a command line asks for: args, dataset, recipe, the run's path without suffix, config.
-    Two runs of the same config are the same run, and nothing else knows a run's name."""
+    Two runs of equal config are one run; nothing but `plan` makes a run's name."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--dataset", default="synthetic", help="a name under --data-dir, or a prepared folder")
@@ -278,7 +278,7 @@ def main(argv=None):
     # model; one optimizer serves both stages, as SGD passes over parameters without a gradient
     in_channels = {m: modality.in_channels for m, modality in ds.modalities.items()}
     model = DIMML(in_channels, n_classes).to(device)
-    if device.type == "cuda" or dtype == torch.bfloat16:   # small float32 pictures on a CPU: slower
+    if device.type == "cuda" or dtype == torch.bfloat16:   # slower for small float32 ones on a CPU
         model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), r.lr, momentum=0.9, weight_decay=1e-4,
                                 fused=dtype != torch.float16)   # fp16: wrong if step 1 overflows

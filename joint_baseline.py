@@ -1,4 +1,4 @@
-"""Joint training, the cures that keep its loss, and what all of them have to beat.
+"""Joint training, the cures for it, and what all of them have to beat.
 
     encoder -> z_a --+
                      +--> fusion head -> CE         one loss trains everything
@@ -6,7 +6,7 @@
 
 DI-MML and UDI argue against this: the modality that is learned faster explains the labels, the
 gradient fades, and the other encoder is left half-trained. Look at the `probe` column: the same
-encoder trained alone usually scores higher. The ensemble of encoders that never met (--ensemble) is
+encoder trained alone usually scores higher. The ensemble of encoders trained apart (--ensemble) is
 what every method here has to beat.
 
     python joint_baseline.py                            # the embedded set, concatenation
@@ -21,7 +21,7 @@ Read it top to bottom: recipe, cures, model, evaluation, `plan` (what a command 
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch: spinning slows other runs down
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch: spinning threads slow other runs
 
 import argparse
 import json
@@ -56,7 +56,7 @@ SMALL = dict(epochs=15, lr=3e-3, lr_step=12)        # ours, for any other datase
 COMPARE = "Compare: python joint_baseline.py --ensemble (each alone)."
 
 
-# ---- cures that keep the joint loss: each changes what of it reaches the encoders ----------------
+# ---- cures: each changes what of the joint loss reaches the encoders -----------------------------
 def half_head_logits(z, weight, bias):
     """The concat head, block by block: {m: (B, D)}, (C, M D), (C,) -> {m: W_m z_m + b}."""
     blocks = weight.split([z_m.shape[1] for z_m in z.values()], dim=1)
@@ -69,7 +69,7 @@ def ogm_coefficients(scores, alpha):
         rho_m = s_m / mean of the others' s,    k_m = 1 - tanh(alpha rho_m) where rho_m > 1, else 1
     s_m = sum_i softmax(W_m z_m,i + b / M)[y_i]. As in its code, k jumps where rho passes 1.
     """
-    s = torch.stack([torch.as_tensor(s_m) for s_m in scores.values()]).double()     # tie: rho = 1
+    s = torch.stack([torch.as_tensor(s_m) for s_m in scores.values()]).double()     # tie: rho is 1
     rho = s / ((s.sum() - s) / (len(s) - 1))        # others all 0: infinite, so k = 0
     k = torch.where(rho > 1, 1 - torch.tanh(alpha * rho), 1.0)      # all 0: not a number, so k = 1
     return dict(zip(scores, k))
@@ -241,7 +241,7 @@ def probe(z, y, z_test, y_test):
 # ---- a run ---------------------------------------------------------------------------------------
 def plan(argv=None):
     """What a command line asks for: args, dataset, recipe, the run's path without suffix, config.
-    Two runs of the same config are the same run, and nothing else knows a run's name."""
+    Two runs of equal config are one run; nothing but `plan` makes a run's name."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--dataset", default="synthetic", help="a name under --data-dir, or a prepared folder")
@@ -311,7 +311,7 @@ def main(argv=None):
     in_channels = {m: modality.in_channels for m, modality in ds.modalities.items()}
     model = Model(in_channels, n_classes, fusion=None if alone else args.fusion,
                   own_heads=alone or args.balance in ("auxiliary", "mmpareto")).to(device)
-    if device.type == "cuda" or dtype == torch.bfloat16:   # small float32 pictures on a CPU: slower
+    if device.type == "cuda" or dtype == torch.bfloat16:   # slower for small float32 ones on a CPU
         model = model.to(memory_format=torch.channels_last)
     encoders = dict(zip(model.modalities, model.encoders))
     head_parameters = [p for name, p in model.named_parameters() if not name.startswith("encoders")]

@@ -23,7 +23,7 @@ each gap is filled is ours: U1 to U11 in results/DEVIATIONS.md; the code below n
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch: spinning slows other runs down
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch: spinning threads slow other runs
 
 import argparse
 import json
@@ -238,7 +238,7 @@ def probe(z, y, z_test, y_test):
 # ---- a run ---------------------------------------------------------------------------------------
 def plan(argv=None):
     """What a command line asks for: args, dataset, recipe, the run's path without suffix, config.
-    Two runs of the same config are the same run, and nothing else knows a run's name."""
+    Two runs of equal config are one run; nothing but `plan` makes a run's name."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--dataset", default="synthetic", help="a name under --data-dir, or a prepared folder")
@@ -315,7 +315,7 @@ def main(argv=None):
     # model; one optimizer serves all stages, as SGD passes over parameters without a gradient
     in_channels = {m: modality.in_channels for m, modality in ds.modalities.items()}
     model = UDI(in_channels, n_classes).to(device)
-    if device.type == "cuda" or dtype == torch.bfloat16:   # small float32 pictures on a CPU: slower
+    if device.type == "cuda" or dtype == torch.bfloat16:   # slower for small float32 ones on a CPU
         model = model.to(memory_format=torch.channels_last)
     encoders, heads = (dict(zip(model.modalities, part)) for part in (model.encoders, model.heads))
     optimizer = torch.optim.SGD(model.parameters(), r.lr, momentum=0.9, weight_decay=1e-4,

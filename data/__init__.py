@@ -26,10 +26,10 @@ __all__ = ["DataError", "Dataset", "claim", "exit_codes", "finished", "half_done
            "pick_device", "print_table", "provenance", "whole_file"]
 
 HOW_TO_GET = {  # what a user downloads for `python -m data.prepare NAME --raw DIR`
-    "cremad": "CREMA-D (github.com/CheyneyComputerScience/CREMA-D): AudioWAV/*.wav and "
-              "VideoFlash/*.flv",
-    "ave": "AVE (sites.google.com/view/audiovisualresearch): AVE/*.mp4, Annotations.txt and the "
-           "three split lists",
+    "cremad": "CREMA-D (github.com/CheyneyComputerScience/CREMA-D): AudioWAV/*.wav, "
+              "VideoFlash/*.flv, and for the official split train.csv and test.csv",
+    "ave": "AVE (sites.google.com/view/audiovisualresearch): AVE/*.mp4, trainSet.txt, valSet.txt "
+           "and testSet.txt",
     "ucf101": "UCF101 (www.crcv.ucf.edu/data/UCF101.php): UCF-101/<Class>/*.avi and "
               "ucfTrainTestlist/",
     "modelnet40": "ModelNet40 (modelnet.cs.princeton.edu): ModelNet40/<class>/{train,test}/*.off",

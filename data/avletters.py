@@ -39,7 +39,7 @@ def index(raw, options):
             items.append(Item(name, label, speaker, files))
     known = {path for item in items for path in item.files}
     for path in [*find_files(sound, "*.mfcc"), *find_files(lips, "*.mat")]:
-        check(str(path) in known, f"{path} is none of the {len(items)} letters: A to Z, repetition "
+        check(str(path) in known, f"{path} is not one of the {len(items)} clips: A to Z, repetition "
                                   f"1 to 3, speaker {', '.join(SPEAKERS)}")
     official = {item.id: 2 if item.id[1] == "3" else 0 for item in items}
     clean = {item.id: CLEAN[item.group] for item in items}

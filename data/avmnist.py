@@ -85,14 +85,14 @@ def read_idx(path, dimensions):
         if data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is no whole MNIST file: {error}") from None
+        raise DataError(f"{path} is not a whole MNIST file: {error}") from None
     start = 4 + 4 * dimensions
     check(data[:4] == bytes([0, 0, 8, dimensions]) and len(data) >= start,
-          f"{path} is no MNIST file of {dimensions} dimensions: it begins with "
+          f"{path} is not an MNIST file of {dimensions} dimensions: it begins with "
           f"{data[:4].hex(' ')}")
     shape = np.frombuffer(data, ">i4", dimensions, 4).astype(int)
     check(shape.min() > 0 and math.prod(shape.tolist()) == len(data) - start,
-          f"{path} is no whole MNIST file: {len(data) - start} bytes for "
+          f"{path} is not a whole MNIST file: {len(data) - start} bytes for "
           f"{' x '.join(map(str, shape))}")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 

@@ -46,7 +46,7 @@ def index(raw, options):
     for name in sorted(ids | set(official)):
         parts = name.split("_")
         check(len(parts) == 4 and parts[2] in CLASSES and parts[0].isdecimal(),
-              f"{name!r} is no CREMA-D clip: actor_sentence_emotion_level expected")
+              f"{name!r} is not a CREMA-D clip: actor_sentence_emotion_level expected")
         files = [wavs.get(name.lower(), sound / f"{name}.wav"),
                  flvs.get(name.lower(), picture / f"{name}.flv")]
         items.append(Item(name, CLASSES.index(parts[2]), parts[0], [str(path) for path in files]))

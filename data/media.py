@@ -293,7 +293,7 @@ def read_off(path):
     text = Path(path).read_text(encoding="ascii", errors="replace")
     lines = [line for line in (raw.split("#", 1)[0].strip() for raw in text.splitlines()) if line]
     if not lines or not lines[0].upper().startswith("OFF"):
-        raise BadFile(path, "is no OFF mesh: it does not begin with OFF")
+        raise BadFile(path, "is not an OFF mesh: it does not begin with OFF")
     rows = [row for row in (lines[0][3:].split(), *map(str.split, lines[1:])) if row]
     try:
         n_vertices, n_faces = (int(count) for count in rows[0][:2])
@@ -308,19 +308,19 @@ def read_off(path):
         if faces and len(faces[-1]) <= int(faces[-1][0]):
             raise BadFile(path, "is cut off: its last face lacks corners")
         if not all(int(row[0]) > 0 and len(row) - 1 - int(row[0]) in COLOURS for row in faces):
-            raise BadFile(path, f"has a line among its {n_faces} faces that is none: its header "
-                                "may count wrongly")
+            raise BadFile(path, f"has a line among its {n_faces} faces that is not a face: its "
+                                "header may count wrongly")
         vertices = np.array(corners, dtype=np.float64).reshape(-1, 3)
         triangles = np.array([(row[1], row[i], row[i + 1])
                               for row in faces for i in range(2, int(row[0]))],
                              dtype=np.int64).reshape(-1, 3)
     except (ValueError, IndexError):
-        raise BadFile(path, "is no OFF mesh: a count, a coordinate or a face is not what it should "
-                            "be") from None
+        raise BadFile(path, "is not an OFF mesh: a count, a coordinate or a face is not as it "
+                            "should be") from None
     if len(triangles) == 0:
         raise BadFile(path, "has no faces")
     if triangles.min() < 0 or triangles.max() >= n_vertices:
-        raise BadFile(path, f"has a face with a corner that is none of its {n_vertices} vertices")
+        raise BadFile(path, f"has a face with a corner beyond its {n_vertices} vertices")
     if not np.isfinite(vertices).all():
         raise BadFile(path, "has vertices that are not finite")
     return vertices, triangles

@@ -160,9 +160,9 @@ def check_complete(index, name, skip_bad):
         found = tuple(codes.count(code) for code in PARTS.values())
         check(found == expected,
               f"{name}, split {split}: the complete download has {expected[0]} train, "
-              f"{expected[1]} val and {expected[2]} test items, here are {found[0]}, {found[1]} "
+              f"{expected[1]} val and {expected[2]} test items, found {found[0]}, {found[1]} "
               f"and {found[2]}. Complete the download and its lists (--skip-bad leaves out only "
-              "what is known by name)")
+              "items that are named)")
     files = dict.fromkeys(path for item in index.items for path in item.files)
     missing = [path for path in files if not os.path.exists(path)]
     if missing and not skip_bad:
@@ -174,7 +174,7 @@ def check_classes(index, name, left_out=()):
     """Raise DataError unless there are as many classes as the dataset has, each with train items in
     each split."""
     check(not index.expected or len(index.classes) == CLASSES[name],
-          f"{name} has {CLASSES[name]} classes, here are {len(index.classes)}: "
+          f"{name} has {CLASSES[name]} classes, found {len(index.classes)}: "
           f"{', '.join(map(plain, index.classes)):.300}")
     for split, codes in index.splits.items():
         train = {item.label for item in index.items
@@ -189,7 +189,7 @@ def keep_first(index, limit):
     split `trial` every fourth is test."""
     there = [item for item in index.items if all(map(os.path.exists, item.files))]
     limit = min(limit, len(there))
-    check(limit > 1, f"--limit: {limit} items with their files, a trial needs two")
+    check(limit > 1, f"--limit: {limit} items whose files are there, a trial needs two")
     index.items = [there[i * len(there) // limit] for i in range(limit)]
     index.splits = {"trial": {item.id: PARTS["test"] if i % 4 == 1 else PARTS["train"]
                               for i, item in enumerate(index.items)}}
@@ -253,12 +253,12 @@ def decode_all(name, items, todo, options, folder, workers):
                     raise BrokenProcessPool
                 yield number, future.result()
             except TimeoutError:
-                yield number, plain(f"{items[number].files[0]}: is not decoded after {TIME_LIMIT} "
-                                    "s, which may be for ever")
+                yield number, plain(f"{items[number].files[0]}: is still not decoded after "
+                                    f"{TIME_LIMIT} s")
             except (ProcessExpired, BrokenProcessPool):
                 raise DataError("a worker process was ended from outside (out of memory? fewer "
-                                "--workers need less); what is done is kept, the same command goes "
-                                "on") from None
+                                "--workers need less); what is done is kept: run the same "
+                                "command to go on") from None
     finally:
         pool.stop()
         pool.join()
@@ -302,14 +302,13 @@ def lines_or_bar(iterable, total, unit):
 
 
 def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=False, **options):
-    """Prepare a dataset and return its folder's Path. Raises DataError for what the user can mend.
-    """
+    """Prepare a dataset -> its folder's Path. Raises DataError for what the user can fix."""
     module = importlib.import_module(f"data.{name}")
     raw, data_dir = Path(os.path.expanduser(raw)), Path(os.path.expanduser(data_dir))
     folder = data_dir / (f"{name}-limit{limit}" if limit else name)
     partial = folder.with_name(folder.name + ".partial")
     check(not folder.exists(), f"{folder} is prepared already: remove it to prepare it again")
-    check(raw.is_dir(), f"--raw {raw} is no folder")
+    check(raw.is_dir(), f"--raw {raw} is not a folder")
     index = module.index(raw, options)
     index.items.sort(key=lambda item: item.id)      # the order of files on a disk must not matter
     store.check_ids([item.id for item in index.items])
@@ -355,7 +354,7 @@ def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=F
         for item, reason in reasons.items():
             print(f"  {item}: {reason}", file=sys.stderr)
         check(skip_bad, f"{len(reasons)} items cannot be used (listed above); everything else is "
-                        "done and kept. Mend them and run the same command again, or pass "
+                        "done and kept. Replace them and run the same command again, or pass "
                         "--skip-bad to go on without them")
         print(f"left out: {', '.join(list(reasons)[:20])}"
               + f" and {len(reasons) - 20} more, see meta.json" * (len(reasons) > 20))

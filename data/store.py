@@ -95,7 +95,7 @@ def modality(kind, array, **options):
 
     NumPy's scalars and arrays serve as options, and become Python's numbers and lists.
     """
-    check(kind in list(KINDS), f"kind {kind!r:.60} is none of {', '.join(KINDS)}")
+    check(kind in list(KINDS), f"kind {kind!r:.60} is not one of {', '.join(KINDS)}")
     (dtype, ndim), array = KINDS[kind], np.asanyarray(array)
     check(array.dtype == dtype and array.ndim == ndim,
           f"kind {kind!r} is stored as {np.dtype(dtype)} with {ndim} dimensions, this array is "
@@ -138,7 +138,7 @@ def modality(kind, array, **options):
         mean, std = options["mean"], options["std"]
         need("std", std > 0, "not above 0")
         need("std", (abs(mean) + float(np.finfo(dtype).max)) / std <= 1e38,
-             f"so small that features over it, less {mean:g}, are no float32 numbers")
+             f"so small that (x - {mean:g}) / std overflows float32")
     return Modality(kind, array, frame=None if frame is None else np.asanyarray(frame), **options)
 
 
@@ -329,7 +329,7 @@ def own_file(folder, name):
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
         raise DataError(f"{path} {'is missing' if missing else error.strerror}") from None
-    check(stat.S_ISREG(mode), f"{path} is no plain file: links are not followed, put the file "
+    check(stat.S_ISREG(mode), f"{path} is not a plain file: links are not followed, put the file "
                               "itself there (the folder may be a link)")
     return path
 
@@ -381,7 +381,7 @@ def read_meta(folder):
     for key, kind in {"skipped": dict, "groups": list}.items():
         need(isinstance(meta.get(key, kind()), kind), f"{key} is not what it should be")
     for name in [*meta["modalities"], *meta["splits"]]:
-        need(re.fullmatch(r"[a-z0-9_]+", name), f"{name!r:.60} is no name of a modality or split")
+        need(re.fullmatch(r"[a-z0-9_]+", name), f"{name!r:.60} cannot name a modality or split")
     for name, spec in meta["modalities"].items():
         need(isinstance(spec, dict) and spec.get("kind") in list(KINDS),
              f"modality {name!r:.60} is of no known kind")

@@ -231,7 +231,7 @@ def markdown(result):
     rows = []
     for name, f in result.get("training", {}).items():
         peak = f"; {f['peak_bytes'] / 2**30:.1f} GiB of the device" if f["peak_bytes"] else ""
-        rows.append((f"training on {name}'s shapes, against the same on a batch that is there",
+        rows.append((f"training on {name}'s shapes, relative to the same without loading",
                      f"{f['share_of_limit']:.0%}; {f['items_a_second']:.3g} items/s in "
                      f"{f['precision']}, batch {f['batch']}{peak}"))
     for name, f in result.get("loading", {}).items():

@@ -164,7 +164,7 @@ def grid(args):
         if flag.startswith("-") and any(own.startswith(flag) for own in OF_A_CELL):
             raise DataError(f"{word} after --: that is for the sweep to set, see --help")
     if args.seeds < 1 or args.workers < 1:
-        raise DataError("--seeds and --workers count from 1")
+        raise DataError("--seeds and --workers must be at least 1")
     for group in (GROUPS["main"], GROUPS["ablations"]):
         for seed in range(args.seeds):
             for name in args.datasets:

@@ -38,9 +38,9 @@ MAIN = (ENSEMBLE, JOINT, "joint_baseline.auxiliary", "joint_baseline.ogm_ge",
 LEGEND = f"""\
 Test accuracy in %, mean ± standard deviation over n seeds; the number to quote is that of the last
 epoch. Differences, to `{JOINT}` and to `{ENSEMBLE}`, are in points,
-with a 95 % interval in brackets (Student's t, paired by seed). Of twenty such intervals about one
-leaves out zero by chance; a method is "shown" to beat or to lose where that chance is 5 % for all
-compared methods of a dataset together (Bonferroni)."""
+with a 95 % interval in brackets (Student's t, paired by seed). Where nothing differs, one such
+interval in twenty still excludes zero: a method is "shown" to beat the ensemble, or to lose to it,
+only after Bonferroni's correction for all methods that are compared on the dataset."""
 
 
 def warn(message):
@@ -90,7 +90,7 @@ def check(value, shape, where):
         if not shape(value):
             raise ValueError(f"{where} is {str(value)[:40]!r}")
     elif not isinstance(value, type(shape)):
-        raise ValueError(f"{where} is no {type(shape).__name__}")
+        raise ValueError(f"{where} is not a {type(shape).__name__}")
     elif isinstance(shape, list):
         for i, entry in enumerate(value):
             check(entry, shape[0], f"{where}[{i}]")
@@ -119,7 +119,7 @@ def read(path):
     check(result, RESULT, "result")
     test = result["test"]
     if result["answer"] not in result["heads"].keys() & test["heads"].keys():
-        raise ValueError(f"its answer {result['answer']!r} is none of its heads")
+        raise ValueError(f"its answer {result['answer']!r} is not one of its heads")
     if not test["labels"]:
         raise ValueError("it has no test items")
     for said in (*test["heads"].values(), *test["modality_heads"].values()):
@@ -196,10 +196,10 @@ def of_one_setting(files):
         a, b = setting(files[file]), setting(next(iter(kept.values())))
         other = ", ".join(sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key)))
         if tie:
-            warn(f"{', '.join(map(str, files))} are left out: none has the setting of most; "
+            warn(f"{', '.join(map(str, files))} are left out: no setting is that of most; "
                  f"they differ in {other}")
             return []
-        warn(f"{file} is left out: another {other} than the rest of its row")
+        warn(f"{file} is left out: its {other} differs from the rest of its row")
     made = {key: {str(result.get(key)) for result in kept.values()}
             for key in ("commit", "device", "threads", "versions")}
     if unequal := [key for key, values in made.items() if len(values) > 1]:
@@ -272,7 +272,7 @@ def compare(results, base, ours=accuracy, theirs=accuracy):
     same = ("data", "val", "precision", "--epochs", "--batch-size", "--lr", "--lr-step")
     other = [key for key in same if key in a and key in b and a[key] != b[key]]
     if other:
-        raise ValueError(f"another {', '.join(other)}")
+        raise ValueError(f"different {', '.join(other)}")
     return paired(ours(results), theirs(base))
 
 
@@ -393,7 +393,7 @@ def cost_of_joint_training(rows):
         cost = f"{points(mean, half, '-')} points (n = {n})"
         if half is None:
             lost = signed(mean, "-")
-            others.append(f"The {m} encoder lost {lost} points jointly: one seed shows nothing.")
+            others.append(f"One seed: {lost} points for the {m} encoder, which shows nothing.")
         elif mean - half > 0:
             costs.append((mean, f"Joint training costs the {m} encoder {cost}."))
         elif mean + half < 0:

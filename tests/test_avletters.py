@@ -122,7 +122,7 @@ def test_an_incomplete_download_is_said_at_once(letters, pattern, missing, first
 def test_a_file_that_is_none_of_the_letters_is_named(letters, capsys):
     (letters / "Lips/A4_Anya-lips.mat").touch()
     prepared("avletters", letters.parent, code=2)
-    assert "A4_Anya-lips.mat is none of the 234 letters" in capsys.readouterr().err
+    assert "A4_Anya-lips.mat is not one of the 234 clips" in capsys.readouterr().err
 
 
 @real

@@ -22,19 +22,19 @@ TEN = np.arange(300) % 10
 
 
 @pytest.mark.parametrize("name,change,message", [
-    (IMAGES, lambda whole: whole[:-1], "is no whole MNIST file: 235199 bytes for 300 x 28 x 28"),
-    (IMAGES, lambda whole: whole + b"x", "is no whole MNIST file: 235201 bytes"),
+    (IMAGES, lambda whole: whole[:-1], "is not a whole MNIST file: 235199 bytes for 300 x 28 x 28"),
+    (IMAGES, lambda whole: whole + b"x", "is not a whole MNIST file: 235201 bytes"),
     (IMAGES, lambda whole: whole[:9], "of 3 dimensions: it begins with 00 00 08 03"),
-    (IMAGES, lambda whole: gzip.compress(whole)[:-20], "is no whole MNIST file"),
+    (IMAGES, lambda whole: gzip.compress(whole)[:-20], "is not a whole MNIST file"),
     (IMAGES, lambda whole: raw.idx(TEN), "of 3 dimensions: it begins with 00 00 08 01"),
     (IMAGES, lambda whole: raw.idx(np.zeros((300, 28, 28)), kind=13), "begins with 00 00 0d 03"),
     (IMAGES, lambda whole: b"version https://git-lfs", "begins with 76 65 72 73"),
-    (IMAGES, lambda whole: b"", "is no MNIST file"),
+    (IMAGES, lambda whole: b"", "is not an MNIST file"),
     (IMAGES, lambda whole: raw.idx(np.zeros((299, 28, 28))), "images (299, 28, 28), 300 labels"),
     (IMAGES, lambda whole: raw.idx(np.zeros((300, 28, 27))), "together: images (300, 28, 27)"),
     (LABELS, lambda whole: raw.idx(TEN + 1), "300 labels from 1 to 10"),
     (LABELS, lambda whole: raw.idx(np.arange(300) % 9), "has 0 images of a 9, there are 1 rec"),
-    (LABELS, lambda whole: raw.idx(TEN[:, None, None]), "is no MNIST file of 1 dimensions"),
+    (LABELS, lambda whole: raw.idx(TEN[:, None, None]), "is not an MNIST file of 1 dimensions"),
 ])
 def test_a_bad_idx_file_is_named_before_anything_is_decoded(digits, name, change, message, capsys):
     path = digits / name

@@ -96,7 +96,7 @@ def no_numbers(features):
 
 
 LABELS, PART = "labels must be whole numbers 0 .. 1", "must hold 0"
-CUT, NO_FILE = "audio.npy cannot be read", "is no plain file"
+CUT, NO_FILE = "audio.npy cannot be read", "is not a plain file"
 READ = [        # what `open_dataset` refuses by itself, and what it says
     (remove("meta.json"), "no meta.json"),
     (data("meta.json", lambda _: b'{"schema": 1,'), "meta.json cannot be read: Expecting"),
@@ -114,8 +114,8 @@ READ = [        # what `open_dataset` refuses by itself, and what it says
     (meta(lambda m: m["classes"].__setitem__(0, "\x1b[2J")), "must be one line"),
     (meta(lambda m: m["groups"].pop()), "group.npy has groups that meta.json does not name"),
     (meta(lambda m: m["modalities"].update({"/etc/passwd": m["modalities"]["audio"]})),
-     "'/etc/passwd' is no name of a modality"),
-    (meta(lambda m: m["splits"].update({"../secret": {}})), "'../secret' is no name of a modality"),
+     "'/etc/passwd' cannot name a modality"),
+    (meta(lambda m: m["splits"].update({"../secret": {}})), "'../secret' cannot name a modality"),
     (meta(lambda m: m["sha256"].update({"../secret.npy": "0" * 64})), "sha256 does not"),
     (meta(lambda m: m["sha256"].pop("ids.txt")), "sha256 does not list the files"),
     (remove("audio.npy"), "audio.npy is missing"),

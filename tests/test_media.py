@@ -251,21 +251,21 @@ def test_off_with_colours_and_degenerate_faces(tmp_path):
 
 
 @pytest.mark.parametrize("text,reason", [
-    ("ply\n", "does not begin with OFF"), ("OFF\n", "no OFF mesh"), ("OFF\n-3 1 0\n", "cut off"),
+    ("ply\n", "does not begin with OFF"), ("OFF\n", "not an OFF mesh"), ("OFF\n-3 1 0\n", "cut off"),
     ("OFF\n3 1 0\n0 0 0\n1 0 0\n", "is cut off"), (f"OFF\n3 1 0\n{XYZ}3 0 1\n", "is cut off"),
-    ("OFF\n3 1 0\n0 0 0\n1 x 0\n0 1 0\n3 0 1 2\n", "no OFF mesh"),
-    (f"OFF\n3 1 0\n{XYZ}3 0 1 7\n", "none of its 3 vertices"),
-    (f"OFF\n3 1 0\n{XYZ}3 0 1 -1\n", "none of its"), (f"OFF\n3 0 0\n{XYZ}", "has no faces"),
+    ("OFF\n3 1 0\n0 0 0\n1 x 0\n0 1 0\n3 0 1 2\n", "not an OFF mesh"),
+    (f"OFF\n3 1 0\n{XYZ}3 0 1 7\n", "beyond its 3 vertices"),
+    (f"OFF\n3 1 0\n{XYZ}3 0 1 -1\n", "corner beyond its"), (f"OFF\n3 0 0\n{XYZ}", "has no faces"),
     ("OFF\n3 1 0\n0 0 nan\n1 0 0\n0 1 0\n3 0 1 2\n", "not finite"),
     ("OFF\n3 1 0\n0 0\n1 0 0\n0 1 0\n3 0 1 2\n", "that is not x y z"),
     # counts that are not those of the lines: a face among the vertices, a vertex among the faces,
     # more lines, fewer lines
     (f"OFF\n4 1 0\n{XYZ}3 0 1 2\n3 0 2 1\n", "not x y z: its header may count wrongly"),
-    (f"OFF\n3 2 0\n{XYZ}0 0 1\n3 0 1 2\n", "among its 2 faces that is none"),
+    (f"OFF\n3 2 0\n{XYZ}0 0 1\n3 0 1 2\n", "among its 2 faces that is not a face"),
     (f"OFF\n3 1 0\n{XYZ}3 0 1 2\n3 0 2 1\n", "more .* 5 lines for 3 vertices and 1"),
     (f"OFF\n3 1 0\n{XYZ}0 0 1\n3 0 1 2\n", "more than its header says: 5 lines"),
     (f"OFF\n3 2 0\n{XYZ}3 0 1 2\n", "cut off: 4 lines for 3 vertices and 2"),
-    (f"OFF\n3 1 0\n{XYZ}-1\n", "that is none"),
+    (f"OFF\n3 1 0\n{XYZ}-1\n", "that is not a face"),
 ])
 def test_bad_meshes_are_named_with_a_reason(text, reason, tmp_path):
     (tmp_path / "a.off").write_text(text)

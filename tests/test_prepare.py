@@ -432,10 +432,10 @@ def test_counts_and_classes_are_asserted(tmp_path, expect, capsys):
                                "avmnist": 10, "avletters": 26}
     raw.modelnet(tmp_path / "raw", n=3)
     prepared("modelnet40", tmp_path, code=2)
-    assert "9843 train, 0 val and 2468 test items, here are 4, 0 and 2" in capsys.readouterr().err
+    assert "9843 train, 0 val and 2468 test items, found 4, 0 and 2" in capsys.readouterr().err
     expect(modelnet40, official=(4, 0, 2))
     prepared("modelnet40", tmp_path, "--skip-bad", code=2)
-    assert "modelnet40 has 40 classes, here are 2: bed, lamp" in capsys.readouterr().err
+    assert "modelnet40 has 40 classes, found 2: bed, lamp" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -561,11 +561,11 @@ def test_skip_bad_accounts_for_every_item(tmp_path, expect, capsys):
     shutil.rmtree(tmp_path / "out")
     rewrite(tmp_path / "raw/train.csv", lambda text: re.sub(rf"{ids[2]},\w+\n", "", text))
     prepared("cremad", tmp_path, "--skip-bad", code=2)
-    assert "18 train, 0 val and 6 test items, here are 17, 0 and 6" in capsys.readouterr().err
+    assert "18 train, 0 val and 6 test items, found 17, 0 and 6" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     (tmp_path / "raw/test.csv").unlink()
     prepared("cremad", tmp_path, "--skip-bad", code=2)                          # the split `clean`
-    assert "here are 11, 6 and 6" in capsys.readouterr().err
+    assert "found 11, 6 and 6" in capsys.readouterr().err
     (tmp_path / "raw/SentenceFilenames.csv").write_text('"Stimulus_Number","Filename"\n' + "".join(
         f'{n},"{name}"\n' for n, name in enumerate(ids)))
     prepared("cremad", tmp_path, "--skip-bad")                                  # now it is known
@@ -620,5 +620,5 @@ def test_a_decoder_that_breaks_one_that_hangs_and_a_worker_that_dies_lose_nothin
     assert "a worker process was ended from outside" in ended[0].stderr
     assert "going on in" in ended[1].stdout
     for line in ("2 of 12 items cannot be used", "bed_0001.off: ZeroDivisionError: odd",
-                 "lamp_0004.off: is not decoded after 5 s"):
+                 "lamp_0004.off: is still not decoded after 5 s"):
         assert line in ended[1].stderr

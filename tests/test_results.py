@@ -147,7 +147,7 @@ def test_words_of_one_seed_claim_nothing_and_say_which_baseline_is_missing(write
     write("joint_baseline.ensemble", 0, 90)
     write("joint_baseline.concat", 0, 80)
     words = table.words(TOY, table.load(tmp_path)[TOY])
-    assert "The audio encoder lost 10.0 points jointly: one seed shows nothing." in words
+    assert "One seed: 10.0 points for the audio encoder, which shows nothing." in words
     assert words.endswith("Whether a method beats the ensemble is not known. "
                           "Not compared, one seed: `joint_baseline.concat`, `dimml`.")
 
@@ -176,8 +176,8 @@ DAMAGED = [
     (put(93.5, *LAST, "accuracy"), "is '93.5'"),                # in percent
     (put(float("nan"), "probes", "audio"), "probes.audio is 'nan'"),
     (put(10**400, "seconds"), "result.seconds is '1000"),
-    (put([1], "modality_heads"), "modality_heads is no dict"),
-    (put("own", "answer"), "its answer 'own' is none"),
+    (put([1], "modality_heads"), "modality_heads is not a dict"),
+    (put("own", "answer"), "its answer 'own' is not one"),
     (put([0, 1, 0], "test", "heads", "fused", "predictions"), "not one prediction for each label"),
     (put(0.999, *LAST, "accuracy"), "the accuracy of its answer is not that of its predictions"),
     (put("a\n| b", "variant"), "result.variant is"), (put(True, "seed"), "result.seed is 'True'"),
@@ -215,7 +215,7 @@ def test_a_modality_may_be_called_by_any_word_of_ours(write, tmp_path):
     overview = table.overview(table.load(tmp_path))
     assert cells(overview, "modality 1 alone") == ["fused 60.0"]
     assert cells(overview, "`joint_baseline.ensemble`") == ["90.0"]
-    assert "The fused encoder lost 10.0 points" in table.words(TOY, table.load(tmp_path)[TOY])
+    assert "10.0 points for the fused encoder" in table.words(TOY, table.load(tmp_path)[TOY])
 
 
 def test_two_files_of_one_seed_are_both_left_out_unless_they_are_copies(write, tmp_path, capsys):
@@ -228,10 +228,10 @@ def test_two_files_of_one_seed_are_both_left_out_unless_they_are_copies(write, t
 
 
 @pytest.mark.parametrize("changed,named", [
-    ({"recipe": {"epochs": 3, "lr": 0.1}}, "another --epochs"),
-    ({"precision": "bfloat16"}, "another precision"),
-    ({"data": {"label.npy": "other"}}, "another data"), ({"val": 0.0}, "another val"),
-    ({"recipe": {"epochs": 20, "lr": 0.1, "fusion_epochs": 5}}, "another --fusion-epochs")])
+    ({"recipe": {"epochs": 3, "lr": 0.1}}, "its --epochs differs"),
+    ({"precision": "bfloat16"}, "its precision differs"),
+    ({"data": {"label.npy": "other"}}, "its data differs"), ({"val": 0.0}, "its val differs"),
+    ({"recipe": {"epochs": 20, "lr": 0.1, "fusion_epochs": 5}}, "its --fusion-epochs differs")])
 def test_a_run_of_another_setting_is_left_out_of_its_row(write, tmp_path, capsys, changed, named):
     write("dimml", 0, 80)
     write("dimml", 1, 82)
@@ -261,10 +261,10 @@ def test_rows_of_unequal_settings_are_not_paired(write, tmp_path):
         write("dimml", seed, 85, recipe={"epochs": 20, "lr": 0.1, "tau": 50})    # tau is its own
     rows = table.load(tmp_path)[TOY]
     compared = cells(table.details(TOY, rows), "`dimml`")[-3:-1]
-    assert compared == ["+5.0 [+5.0, +5.0]", "another data"]
+    assert compared == ["+5.0 [+5.0, +5.0]", "different data"]
     words = table.words(TOY, rows)
-    assert "What joint training costs the audio encoder is not known: another data." in words
-    assert "Not compared, another data: `joint_baseline.concat`, `dimml`." in words
+    assert "What joint training costs the audio encoder is not known: different data." in words
+    assert "Not compared, different data: `joint_baseline.concat`, `dimml`." in words
     overview = table.overview({TOY: rows})
     assert cells(overview, "`dimml`") == ["85.0 ± 0.0 †"] and "\n† not compared" in overview
 

@@ -59,7 +59,7 @@ def test_what_a_cell_sets_itself_is_refused_after_the_dashes(flag):
 
 @pytest.mark.parametrize("flags,message", [
     (["--rows", "udi.never"], "--rows udi.never: there are main, ablations"),
-    (["--seeds", "0"], "--seeds and --workers count from 1"),
+    (["--seeds", "0"], "--seeds and --workers must be at least 1"),
     (["--datasets", "nowhere"], "nowhere"),
 ])
 def test_usage(flags, message, tmp_path):
