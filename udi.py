@@ -348,8 +348,7 @@ def main(argv=None):
             if number == len(alone):
                 if choice["anchor"] is None:
                     choice = choose(log, sizes["val"])
-                    print(f"the anchor is {choice['anchor']} | val", *(
-                        f"{m} {100 * a:.1f}" for m, a in choice["accuracy"].items()), flush=True)
+                    print(f"the anchor is {choice['anchor']}", flush=True)
                 stages += [("guided", m) for m in ds.modalities if m != choice["anchor"]]
             stage, m = stages[number]
             anchor = choice["anchor"] if stage == "guided" else None
