@@ -181,11 +181,11 @@ def test_write_and_open_again(tmp_path):
           ("audio", {"kind": "audio", "array": np.zeros((48, 511), np.int16)},
            "511 samples is shorter than a window of 512"),
           ("audio", {"kind": "audio", "array": np.zeros((48, 600), ">i2")}, "this array is >i2"),
-          ("audio", {"std": 1e-35}, "are no float32 numbers"),
+          ("audio", {"std": 1e-35}, "overflows float32"),
           ("audio", {"mean": True}, "mean is True, not a finite"),
           ("image", {"size": (True, 8)}, "not a height and a width"),
           ("image", {"frame": [[2 ** 31, 5]] * 48}, "must hold height"),
-          ("image", {"kind": ["rgb"]}, "is none of audio, rgb"))),
+          ("image", {"kind": ["rgb"]}, "is not one of audio, rgb"))),
     *((lambda a, kind=kind, c=channels: a["modalities"].update(mine={
         "kind": kind, "array": np.zeros((48, 1, c, 8, 8), np.uint8)}), message)
       for kind, channels, message in (
