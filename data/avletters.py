@@ -3,7 +3,7 @@
 To be requested from its authors (Matthews, Cootes, Bangham, Cox, Harvey: Extraction of visual
 features for lipreading, PAMI 2002). Raw: Lips/<Letter><repetition>_<Speaker>-lips.mat (MATLAB 5;
 the mouth, 60 x 80 grey, 25 frames a second), Audio/mfcc/Clean/<Letter><repetition>_<Speaker>.mfcc
-(HTK; 26 coefficients every 20 ms: 12 cepstra, energy, and the changes of these).
+(HTK; 26 coefficients every 20 ms: 12 cepstra, energy, and their deltas).
 
 official  520 / 260: repetitions 1 and 2 train, 3 test; every speaker stands in both parts
 clean     468 / 156 / 156, no speaker in two parts: in alphabetical order the first six train (Anya,
