@@ -137,7 +137,7 @@ def run_slurm(cells, folder, options):
     try:
         executor.update_parameters(**options)
     except NameError as error:
-        raise DataError(f"--slurm: {error}") from None
+        raise DataError(f"--slurm: {str(error).splitlines()[0]}") from None
     jobs = executor.map_array(run_one, cells)
     try:
         for cell, job in zip(cells, jobs):
