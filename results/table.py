@@ -435,7 +435,7 @@ def against_ensemble(rows):
     if not compared:
         said = ["Whether a method beats the ensemble is not known."]
     elif better:
-        said = [f"Of {len(compared)} methods shown to beat the ensemble: {', '.join(better)}."]
+        said = [f"Shown to beat the ensemble, of {len(compared)} methods: {', '.join(better)}."]
     else:
         said = [f"Of {len(compared)} methods none is shown to beat the ensemble."]
     said += [f"Shown to lose to it: {', '.join(worse)}."] * bool(worse)
@@ -474,11 +474,11 @@ def effects(runs):
     said = {}
     for line, (what, ours, rule, base, base_rule) in EFFECTS.items():
         a, b = (functools.partial(accuracy, rule=r) for r in (rule, base_rule))
-        there = {section[0]: rows for section, rows in runs.items() if {ours, base} <= rows.keys()}
-        if there:
-            found = {name: compare(rows[ours], rows[base], a, b) for name, rows in there.items()}
+        found = [(dataset, *compare(rows[ours], rows[base], a, b))
+                 for (dataset, _), rows in runs.items() if {ours, base} <= rows.keys()]
+        if found:
             said[line] = f"{what}, points: " + "; ".join(
-                f"{name} {points(mean, half)} (n = {n})" for name, (mean, half, n) in found.items())
+                f"{dataset} {points(mean, half)} (n = {n})" for dataset, mean, half, n in found)
     return said
 
 

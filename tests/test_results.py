@@ -125,7 +125,7 @@ def test_words_by_hand(write, tmp_path):
     assert words == (
         "**toy, official.** Joint training costs the image encoder 34.0 [31.5, 36.5] points "
         "(n = 3). No cost is shown for the audio encoder: 0.0 [−2.5, 2.5] points (n = 3). "
-        "Of 4 methods shown to beat the ensemble: `dimml` +3.1 [+2.9, +3.3]. "
+        "Shown to beat the ensemble, of 4 methods: `dimml` +3.1 [+2.9, +3.3]. "
         "Shown to lose to it: `udi.interaction0-0` −39.0 [−41.5, −36.5]. "
         "Not told apart from it: `joint_baseline.concat`, `udi`. Not compared, one seed: `mine`.")
 
