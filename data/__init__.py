@@ -17,13 +17,15 @@ import numpy as np
 import torch
 
 from data import store, synthetic
-from data.batches import Batches, pick_device
-from data.errors import DataError, exit_codes
-from data.files import claim, finished, half_done, print_table, provenance
+from data.batches import Batches
+from data.errors import DataError
+from data.run import (claim, exit_codes, finished, half_done, parse, parser, pick_device,
+                      print_epoch, print_table, provenance, report, restore, save, write_result)
 from data.store import PARTS, check, whole_file
 
 __all__ = ["DataError", "Dataset", "claim", "exit_codes", "finished", "half_done", "open_dataset",
-           "pick_device", "print_table", "provenance", "whole_file"]
+           "parse", "parser", "pick_device", "print_epoch", "print_table", "provenance", "report",
+           "restore", "save", "whole_file", "write_result"]
 
 HOW_TO_GET = {  # what a user downloads for `python -m data.prepare NAME --raw DIR`
     "cremad": "CREMA-D (github.com/CheyneyComputerScience/CREMA-D): AudioWAV/*.wav, "
@@ -69,6 +71,11 @@ class Dataset:
     def batches(self, part, batch_size, device="cpu", augment=False, generator=None):
         """An iterator with a length over (inputs, labels, index): see `data.batches.Batches`."""
         return Batches(self, part, batch_size, device, augment, generator)
+
+    @property
+    def in_channels(self):
+        """{modality: channels of its encoder's first convolution}."""
+        return {m: mod.in_channels for m, mod in self.modalities.items()}
 
     @property
     def description(self):
