@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import store, synthetic
+from data import store
 from data.batches import Batches
 from data.errors import DataError
 from data.run import (claim, exit_codes, finished, half_done, parse, parser, pick_device,
                       print_epoch, print_table, provenance, report, restore, save, write_result)
 from data.store import PARTS, check, whole_file
+from data.synthetic import EMBEDDED, digest
 
 __all__ = ["DataError", "Dataset", "claim", "exit_codes", "finished", "half_done", "open_dataset",
            "parse", "parser", "pick_device", "print_epoch", "print_table", "provenance", "report",
@@ -35,10 +36,6 @@ HOW_TO_GET = {  # what a user downloads for `python -m data.prepare NAME --raw D
     "ucf101": "UCF101 (www.crcv.ucf.edu/data/UCF101.php): UCF-101/<Class>/*.avi and "
               "ucfTrainTestlist/",
     "modelnet40": "ModelNet40 (modelnet.cs.princeton.edu): ModelNet40/<class>/{train,test}/*.off",
-    "avmnist": "a clone of free-spoken-digit-dataset (github.com/Jakobovski/"
-               "free-spoken-digit-dataset) and the MNIST idx files",
-    "avletters": "AVLetters (Matthews et al. 2002, to be requested from its authors): Lips/*.mat "
-                 "and Audio/mfcc/Clean/*.mfcc",
 }
 
 
@@ -168,8 +165,8 @@ def carve_val(assignment, labels, groups, fraction):
 
 
 def open_dataset(name_or_folder="synthetic", root="datasets", split=None, val=0.1):
-    """Open a prepared dataset: "synthetic" (made in memory), a name under `root`, or the path of a
-    prepared folder.
+    """Open a prepared dataset: "synthetic" or "synergy" (made in memory), a name under `root`, or
+    the path of a prepared folder.
 
     split  one of its splits, None for the first
     val    the share of the training items held out for validation where the split brings no val
@@ -178,11 +175,11 @@ def open_dataset(name_or_folder="synthetic", root="datasets", split=None, val=0.
     """
     check(0 <= val < 1, f"val is {val}: the share of training items to hold out must be at least 0 "
                         "and below 1")
-    if name_or_folder == "synthetic":
-        made, name, groups = synthetic.make(), "synthetic", None
+    if name_or_folder in EMBEDDED:
+        made, name, groups = EMBEDDED[name_or_folder](), name_or_folder, None
         modalities = store.modalities_of(made["modalities"])
         labels, splits, classes, ids = (made[k] for k in ("labels", "splits", "classes", "ids"))
-        sha256 = {"synthetic": synthetic.digest(made)}
+        sha256 = {name: digest(made)}
     else:
         folder = find_prepared(name_or_folder, root)
         # a link gives the dataset its own name, not that of the folder it leads to
@@ -211,5 +208,5 @@ def find_prepared(name_or_folder, root="datasets"):
                         f"{HOW_TO_GET[name]}; put it into a folder DIR; then run: "
                         f"python -m data.prepare {name} --raw DIR --data-dir {root}")
     raise DataError(f"there is no prepared folder {str(name)!r}, neither as a path nor under "
-                    f"{root}. Known datasets: {', '.join(HOW_TO_GET)}; for your own arrays see "
-                    "docs/your_data.md")
+                    f"{root}. Known datasets: {', '.join([*EMBEDDED, *HOW_TO_GET])}; small ones: "
+                    "docs/small_sets.md; your own arrays: docs/your_data.md")

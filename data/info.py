@@ -19,7 +19,7 @@ from torchvision.utils import flow_to_image
 
 from data import find_prepared, store
 from data.batches import log_spectrogram
-from data.errors import exit_codes
+from data.run import exit_codes
 from data.store import PARTS, UNUSED, check, plain
 
 TILE, LINE = 128, 18    # pixels of the contact sheet: a picture's sides, the height of a text line

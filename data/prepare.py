@@ -40,12 +40,12 @@ from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
 from data import HOW_TO_GET, media, store
-from data.errors import DataError, exit_codes
+from data.errors import DataError
+from data.run import exit_codes
 from data.media import BadFile
 from data.store import KINDS, PARTS, UNUSED, check, plain
 
-CLASSES = {"cremad": 6, "ave": 28, "ucf101": 101, "modelnet40": 40, "avmnist": 10,
-           "avletters": 26}
+CLASSES = {"cremad": 6, "ave": 28, "ucf101": 101, "modelnet40": 40}
 TODO, DONE, BAD = 0, 1, 2
 SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir")
 TIME_LIMIT = 600      # seconds for one item; the slowest, TV-L1 flow, takes a tenth on a slow core

@@ -18,7 +18,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data import find_prepared, store
-from data.errors import DataError, exit_codes
+from data.errors import DataError
+from data.run import exit_codes
 
 
 def fault(folder, name, digest, progress):

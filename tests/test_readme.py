@@ -7,11 +7,9 @@ import json
 import re
 import textwrap
 
-import numpy as np
 import pytest
 from conftest import ROOT
 
-import joint_baseline
 from data import prepare, print_table
 from results import sweep, table
 
@@ -95,21 +93,3 @@ def test_links_lead_somewhere():
                 titles = re.findall(r"^#+ (.*)", file.read_text(encoding="utf-8"), re.M)
                 assert anchor in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-")
                                   for title in titles]
-
-
-def test_bring_your_own_dataset(tmp_path):
-    page = PAGES[ROOT / "docs/your_data.md"]
-    code, = re.findall(r"```python\n(.*?)```", page, re.S)
-    rng, labels = np.random.default_rng(0), np.arange(40) % 2
-    lengths = rng.integers(2_000, 5_000, 40)
-    exec(code, {
-        "folder": tmp_path / "mine", "rate": 8_000, "labels": labels, "classes": ["low", "high"],
-        "waveforms": [(3000 * np.sin(np.arange(n) * (0.1 + 0.3 * label))).astype(np.int16)
-                      for n, label in zip(lengths, labels)],
-        "images": rng.integers(0, 256, (40, 14, 14), dtype=np.uint8),
-        "ids": [f"item {i}" for i in range(40)],
-        "splits": {"official": np.where(np.arange(40) < 28, 0, 2)},
-    })
-    result = joint_baseline.main(["--dataset", str(tmp_path / "mine"), "--modality", "audio",
-                                  "--epochs", "2", "--batch-size", "8", "--out", str(tmp_path)])
-    assert result["dataset"] == "mine" and result["probes"]["audio"] > 0.9     # of two tones

@@ -1,0 +1,313 @@
+"""The small sets of the evidence, from raw files to prepared folders: worked examples to copy.
+
+    python -m results.sets avletters --raw DIR      # writes datasets/avletters
+
+Each of the four functions takes the folder with the raw files and returns the arguments of
+`data.store.write`. docs/small_sets.md says where the files come from and what DIR holds.
+
+avmnist            spoken and written digits, paired by class
+avletters          ten speakers say A to Z: sound and lips
+utdmhad            27 actions: depth camera, inertial sensor, skeleton
+modelnet40_points  40 kinds of object: depth views of 1,024 points, from the front and from the rear
+"""
+
+import argparse
+import re
+import string
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.io import loadmat
+from torchaudio.transforms import MelSpectrogram
+from torchvision.datasets.mnist import read_image_file, read_label_file
+
+from data import store
+from data.errors import DataError
+from data.run import exit_codes
+from data.media import RATE, BadFile, check_file, read_audio
+from data.store import UNUSED, check
+
+TRAIN, VAL, TEST = 0, 1, 2
+COUNTS = {      # train, val and test items of the complete sets; utdmhad's val is carved from train
+    "avmnist": {"full": (2700, 0, 300), "small": (240, 0, 300)},
+    "avletters": {"official": (520, 0, 260), "clean": (468, 156, 156)},
+    "utdmhad": {"official": (431, 0, 430)},
+    "modelnet40_points": {"official": (9843, 0, 2468)},
+}
+
+
+def avmnist(raw):
+    """recordings/{digit}_{speaker}_{index}.wav and the four MNIST files in MNIST/raw.
+
+    audio  (N, 1, 32, 32) log-mel spectrogram
+    image  (N, 1, 1, 28, 28), another picture of the digit for each recording of it
+    """
+    paths = sorted((raw / "recordings").glob("[0-9]*.wav"))
+    ids = [path.stem for path in paths]
+    digit, speaker, index = parse(r"(\d)_(\w+)_(\d+)", ids)
+    digit, index = digit.astype(int), index.astype(int)
+    # the recordings' authors test on index 0 to 4; `small` is cut so that joint training falls back
+    full = np.where(index < 5, TEST, TRAIN)
+    splits = {"full": full, "small": np.where(index < 9, full, UNUSED)}
+    check_counts("avmnist", splits)
+
+    image = np.zeros((len(ids), 1, 1, 28, 28), np.uint8)
+    rng = np.random.default_rng(0)
+    for part, stem in ((TRAIN, "train"), (TEST, "t10k")):
+        file = raw / f"MNIST/raw/{stem}-images-idx3-ubyte"
+        pictures = read(read_image_file, file).numpy()
+        written = read(read_label_file, raw / f"MNIST/raw/{stem}-labels-idx1-ubyte").numpy()
+        check(pictures.shape == (len(written), 28, 28),
+              f"{file} holds pictures {pictures.shape} for {len(written)} labels")
+        for c in range(10):
+            spoken = np.flatnonzero((full == part) & (digit == c))
+            chosen = rng.permutation(np.flatnonzero(written == c))[:len(spoken)]
+            check(len(chosen) == len(spoken), f"{file} has {len(chosen)} pictures of a {c}, there "
+                                              f"are {len(spoken)} recordings of it")
+            image[spoken, 0, 0] = pictures[chosen]
+
+    audio = np.stack([read(log_mel, path) for path in paths])
+    return dict(
+        modalities={"audio": dict(kind="spectrogram", array=audio),
+                    "image": dict(kind="rgb", array=image, scale=(0.6, 1.0), flip=False)},
+        labels=digit, classes=list(string.digits), ids=ids, splits=splits,
+        groups=np.unique(speaker, return_inverse=True)[1])
+
+
+def log_mel(path, samples=8_000):
+    """A sound file's first half second, padded with silence: (1, 32, 32), mean 0, variance 1."""
+    sound = read_audio(path)[:samples]
+    sound = np.pad(sound, (0, samples - len(sound))).astype(np.float32) / 32768
+    # windows of 32 ms, steps of 16 ms, up to 4 kHz, where recordings at 8 kHz end
+    mel = MelSpectrogram(RATE, n_fft=512, hop_length=256, f_max=4_000, n_mels=32)
+    spectrogram = np.log(mel(torch.from_numpy(sound)).numpy() + 1e-7)
+    spectrogram = (spectrogram - spectrogram.mean()) / (spectrogram.std() + 1e-9)
+    return spectrogram[None].astype(np.float16)
+
+
+SPEAKERS = ["Anya", "Bill", "Faye", "John", "Kate", "Nicola", "Stephen", "Steve", "Verity", "Yi"]
+CLEAN = np.array([TRAIN] * 6 + [VAL] * 2 + [TEST] * 2)      # the part of each speaker
+
+
+def avletters(raw):
+    """Audio/mfcc/Clean/<Letter><repetition>_<Speaker>.mfcc and Lips/<the same>-lips.mat.
+
+    audio  (N, 1, 26, 40) cepstral coefficients, mean 0 and variance 1 over official's train part
+    lips   (N, 4, 1, 60, 80), given to the encoder at 30 x 40
+    """
+    ids = ["".join(parts) for parts in product(string.ascii_uppercase, "123", "_", SPEAKERS)]
+    letter, repetition, speaker = np.indices((26, 3, 10)).reshape(3, -1)
+    official = np.where(repetition == 2, TEST, TRAIN)
+    splits = {"official": official, "clean": CLEAN[speaker]}
+    check_counts("avletters", splits)
+
+    audio = np.stack([read(read_htk, raw / f"Audio/mfcc/Clean/{name}.mfcc") for name in ids])
+    lips = np.stack([read(read_lips, raw / f"Lips/{name}-lips.mat") for name in ids])
+    audio = standardize(audio, official == TRAIN)[:, None]
+    return dict(
+        modalities={"audio": dict(kind="spectrogram", array=audio),
+                    "lips": dict(kind="rgb", array=lips, size=(30, 40), scale=(0.7, 1.0))},
+        labels=letter, classes=list(string.ascii_uppercase), ids=ids, splits=splits, groups=speaker)
+
+
+def read_htk(path, steps=40):
+    """An HTK file of 26 coefficients every 20 ms, linearly resampled in time: (26, steps)."""
+    data = path.read_bytes()
+    frames = int.from_bytes(data[:4], "big")
+    if len(data) != 12 + 104 * frames:
+        raise ValueError(f"it has {len(data)} bytes, its header says {frames} frames of 104")
+    values = np.frombuffer(data, ">f4", offset=12).reshape(frames, 26)
+    at = np.linspace(0, frames - 1, steps)
+    return np.stack([np.interp(at, np.arange(frames), column) for column in checked(values).T])
+
+
+def read_lips(path, frames=4):
+    """The middle frame of each quarter of a video: uint8 (frames, 1, 60, 80)."""
+    content = loadmat(path)
+    video = content["vid"].reshape(content["siz"].ravel().astype(int), order="F")
+    video = checked(video, (60, 80, None)).transpose(2, 0, 1)
+    middles = ((np.arange(frames) + 0.5) * len(video) / frames).astype(int)
+    return video[middles, None]
+
+
+def utdmhad(raw):
+    """{Depth,Inertial,Skeleton}/a<action>_s<subject>_t<trial>_{depth,inertial,skeleton}.mat.
+
+    depth     (N, 1, 3, 60, 80) motion in the first half, motion in the second half, mean depth
+    inertial  (N, 6, 1, 128) three axes of acceleration and three of rotation
+    skeleton  (N, 3, 20, 64) places of twenty joints
+    The signals have mean 0 and variance 1 over the train part.
+    """
+    suffix = "_inertial.mat"
+    ids = sorted(path.name.removesuffix(suffix) for path in (raw / "Inertial").glob(f"a*{suffix}"))
+    action, subject, _ = parse(r"a(\d+)_s(\d+)_t(\d+)", ids).astype(int)
+    train = subject % 2 == 1
+    splits = {"official": np.where(train, TRAIN, TEST)}
+    check_counts("utdmhad", splits)
+
+    inertial = np.stack([read(read_inertial, raw / f"Inertial/{i}_inertial.mat") for i in ids])
+    skeleton = np.stack([read(read_skeleton, raw / f"Skeleton/{i}_skeleton.mat") for i in ids])
+    depth = np.stack([read(read_depth, raw / f"Depth/{i}_depth.mat") for i in ids])
+    return dict(
+        modalities={
+            "depth": dict(kind="rgb", array=depth, size=(60, 80), scale=(0.6, 1.0), flip=False),
+            "inertial": dict(kind="spectrogram", array=standardize(inertial, train)),
+            "skeleton": dict(kind="spectrogram", array=standardize(skeleton, train))},
+        labels=action - 1, classes=[f"a{c + 1}" for c in range(27)], ids=ids, splits=splits,
+        groups=subject)
+
+
+def read_inertial(path):
+    return resample(checked(loadmat(path)["d_iner"], (None, 6)).T[:, None], 128)
+
+
+def read_skeleton(path):
+    joints = checked(loadmat(path)["d_skel"], (20, 3, None))
+    places = resample(joints.transpose(1, 0, 2), 64)
+    return places - places[:, :1].mean(-1, keepdims=True)      # from joint 0's mean place
+
+
+def read_depth(path):
+    """A depth video as one picture of three channels, each divided by its own maximum."""
+    video = checked(loadmat(path)["d_depth"], (240, 320, None))
+    frames = torch.tensor(video.astype(np.float32)).permute(2, 0, 1)
+    frames = F.avg_pool2d(frames[None], 4)[0]
+    motion, half = (frames[1:] - frames[:-1]).abs(), len(frames) // 2
+    maps = torch.stack([motion[:half - 1].mean(0), motion[half:].mean(0), frames.mean(0)])
+    # where nothing moves there is no picture: 0 / 0 is refused
+    maps = checked((maps / maps.amax((1, 2), keepdim=True) * 255).numpy())
+    return maps.round().astype(np.uint8)[None]
+
+
+def resample(signal, length):
+    """(..., T) -> (..., length) float32, linearly, from the first value to the last."""
+    signal = torch.tensor(np.ascontiguousarray(signal), dtype=torch.float32)
+    flat = signal.reshape(1, -1, signal.shape[-1])
+    flat = F.interpolate(flat, length, mode="linear", align_corners=True)
+    return flat.reshape(*signal.shape[:-1], length).numpy()
+
+
+def modelnet40_points(raw):
+    """<class>/{train,test}/<object>.npy, 1,024 points each; files beside them are no objects.
+
+    front, rear  (N, 1, 1, 32, 32) depth views: not the pictures that papers use
+    """
+    classes = sorted(folder.parent.name for folder in raw.glob("[!.]*/train"))
+    paths, labels, official = [], [], []
+    for label, name in enumerate(classes):
+        for part, code in (("train", TRAIN), ("test", TEST)):
+            objects = sorted((raw / name / part).glob("[!.]*.npy"))
+            paths += objects
+            labels += [label] * len(objects)
+            official += [code] * len(objects)
+    splits = {"official": np.array(official)}
+    check_counts("modelnet40_points", splits)
+    check(len(classes) == 40, f"modelnet40_points has 40 classes, {raw} has {len(classes)}")
+
+    points = [read(read_points, path) for path in paths]
+    views = {"front": np.stack([depth_view(cloud, 1) for cloud in points]),
+             "rear": np.stack([depth_view(cloud, -1) for cloud in points])}
+    return dict(
+        modalities={name: dict(kind="rgb", array=array[:, None, None], scale=(0.7, 1.0))
+                    for name, array in views.items()},
+        labels=np.array(labels), classes=classes, ids=[path.stem for path in paths], splits=splits)
+
+
+def read_points(path):
+    return checked(np.load(path), (1024, 3))
+
+
+def depth_view(points, sign, size=32):
+    """Points, z up, seen along +y (sign 1) or -y (-1), without perspective: uint8 (size, size).
+
+    Empty is 0, far is 77 and near is 255.
+    """
+    points = points - (points.max(0) + points.min(0)) / 2
+    points = points / np.abs(points).max()
+    column = ((points[:, 0] * sign * 0.92 + 1) / 2 * (size - 1)).astype(int)
+    row = ((1 - (points[:, 2] * 0.92 + 1) / 2) * (size - 1)).astype(int)
+    brightness = 0.3 + 0.7 * (-points[:, 1] * sign + 1) / 2
+    picture = np.zeros((size, size), np.float32)
+    # each point covers 2 x 2 pixels, the nearest one wins
+    for down, right in product((0, 1), (0, 1)):
+        pixels = np.clip(row + down, 0, size - 1), np.clip(column + right, 0, size - 1)
+        np.maximum.at(picture, pixels, brightness)
+    return (picture * 255).round().astype(np.uint8)
+
+
+def check_counts(name, splits):
+    """Raise DataError unless each split has as many items as that of the complete set."""
+    for split, expected in COUNTS[name].items():
+        found = tuple(store.counts(splits[split]).values())
+        check(found == expected, f"{name}, split {split}: the complete set has {expected} items to "
+                                 f"train, validate and test on, the files here make {found}")
+
+
+def parse(pattern, names):
+    """The three groups of a pattern in each name: strings (3, N). Raises DataError."""
+    rows = []
+    for name in names:
+        match = re.fullmatch(pattern, name, re.ASCII)
+        check(match, f"{name} does not have the form {pattern}")
+        rows.append(match.groups())
+    return np.array(rows).reshape(-1, 3).T
+
+
+def read(reader, path):
+    """reader(path). Raises DataError that names the file, whatever is wrong with it."""
+    try:
+        check_file(path)
+        return reader(path)
+    except BadFile as error:
+        raise DataError(str(error)) from None
+    except Exception as error:      # SciPy, NumPy and torchvision raise many kinds for damage
+        raise DataError(f"{path}: cannot be used: {type(error).__name__}: {error}") from None
+
+
+def checked(array, shape=None):
+    """The array itself; `shape` has None for any length. Raises ValueError."""
+    if shape:
+        wanted = tuple(n or found for n, found in zip(shape, array.shape))
+        if array.shape != wanted or len(shape) != array.ndim:
+            raise ValueError(f"its array has shape {array.shape}, expected is {shape}")
+    if not np.isfinite(array).all():
+        raise ValueError("its array has values that are not finite")
+    return array
+
+
+def standardize(signals, train):
+    """(N, C, ...) -> float16, each channel with mean 0 and variance 1 over the train items."""
+    axes = (0, *range(2, signals.ndim))
+    mean = signals[train].mean(axes, keepdims=True)
+    std = signals[train].std(axes, keepdims=True)
+    return ((signals - mean) / std).astype(np.float16)
+
+
+SETS = {"avmnist": avmnist, "avletters": avletters, "utdmhad": utdmhad,
+        "modelnet40_points": modelnet40_points}
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser("python -m results.sets",
+                                     description="Prepare one of the small sets.")
+    parser.add_argument("name", choices=SETS)
+    parser.add_argument("--raw", required=True, help="the folder with the raw files")
+    parser.add_argument("--data-dir", default="datasets",
+                        help="where the prepared folder goes (%(default)s)")
+    args = parser.parse_args(argv)
+    with exit_codes(parser.prog):
+        raw, folder = Path(args.raw).expanduser(), Path(args.data_dir).expanduser() / args.name
+        check(raw.is_dir(), f"--raw {raw} is not a folder")
+        check(not folder.exists(), f"{folder} is prepared already: remove it to prepare it again")
+        arrays = SETS[args.name](raw)
+        store.write(folder, **arrays)
+        for split, codes in arrays["splits"].items():
+            counts = ", ".join(f"{n} {part}" for part, n in store.counts(codes).items())
+            print(f"{folder}, split {split}: {counts}")
+
+
+if __name__ == "__main__":
+    main()
