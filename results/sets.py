@@ -3,7 +3,8 @@
     python -m results.sets avletters --raw DIR      # writes datasets/avletters
 
 Each of the four functions takes the folder with the raw files and returns the arguments of
-`data.store.write`. docs/small_sets.md says where the files come from and what DIR holds.
+`data.store.write`. docs/small_sets.md says where the files come from and what DIR holds. Signals
+are computed in float64 and stored in float16, so that every processor makes the same bytes.
 
 avmnist            spoken and written digits, paired by class
 avletters          ten speakers say A to Z: sound and lips
@@ -80,9 +81,9 @@ def avmnist(raw):
 def log_mel(path, samples=8_000):
     """A sound file's first half second, padded with silence: (1, 32, 32), mean 0, variance 1."""
     sound = read_audio(path)[:samples]
-    sound = np.pad(sound, (0, samples - len(sound))).astype(np.float32) / 32768
+    sound = np.pad(sound, (0, samples - len(sound))) / 32768
     # windows of 32 ms, steps of 16 ms, up to 4 kHz, where recordings at 8 kHz end
-    mel = MelSpectrogram(RATE, n_fft=512, hop_length=256, f_max=4_000, n_mels=32)
+    mel = MelSpectrogram(RATE, n_fft=512, hop_length=256, f_max=4_000, n_mels=32).double()
     spectrogram = np.log(mel(torch.from_numpy(sound)).numpy() + 1e-7)
     spectrogram = (spectrogram - spectrogram.mean()) / (spectrogram.std() + 1e-9)
     return spectrogram[None].astype(np.float16)
@@ -173,7 +174,7 @@ def read_skeleton(path):
 def read_depth(path):
     """A depth video as one picture of three channels, each divided by its own maximum."""
     video = checked(loadmat(path)["d_depth"], (240, 320, None))
-    frames = torch.tensor(video.astype(np.float32)).permute(2, 0, 1)
+    frames = torch.tensor(video.astype(np.float64)).permute(2, 0, 1)
     frames = F.avg_pool2d(frames[None], 4)[0]
     motion, half = (frames[1:] - frames[:-1]).abs(), len(frames) // 2
     maps = torch.stack([motion[:half - 1].mean(0), motion[half:].mean(0), frames.mean(0)])
@@ -183,8 +184,8 @@ def read_depth(path):
 
 
 def resample(signal, length):
-    """(..., T) -> (..., length) float32, linearly, from the first value to the last."""
-    signal = torch.tensor(np.ascontiguousarray(signal), dtype=torch.float32)
+    """(..., T) -> (..., length), linearly, from the first value to the last."""
+    signal = torch.tensor(np.ascontiguousarray(signal), dtype=torch.float64)
     flat = signal.reshape(1, -1, signal.shape[-1])
     flat = F.interpolate(flat, length, mode="linear", align_corners=True)
     return flat.reshape(*signal.shape[:-1], length).numpy()
