@@ -22,7 +22,7 @@ from results.table import markdown
 
 TURNS = 5
 PICTURE = {"kind": "rgb", "shape": (1, 3, 256, 256)}
-VIEW = {"kind": "view", "shape": (1, 1, 256, 256)}
+VIEW = {"kind": "rgb", "shape": (1, 1, 256, 256)}
 SHAPES = {      # as prepared
     "cremad": {"audio": {"kind": "audio", "shape": (48_000,)},
                "rgb": {"kind": "rgb", "shape": (3, 3, 256, 256)}},

@@ -106,27 +106,23 @@ def read_folder(folder):
             continue
         if re.fullmatch(r"fold\d+", split):
             split, seed = "folds", (split, seed)
-        found.setdefault((result["dataset"], split), {}).setdefault(row, []).append(
-            (seed, path, result))
+        found.setdefault(((result["dataset"], split), row), []).append((seed, path, result))
 
     runs = {}
-    for section, rows in found.items():
-        for row, made in rows.items():
-            left_out = f"{row} on {', '.join(section)} is left out: "
-            seeds = {}
-            for seed, path, result in made:
-                seeds.setdefault(seed, {})[path] = result
-            twice = [paths for paths in seeds.values()
-                     if any(result != next(iter(paths.values())) for result in paths.values())]
-            results = {seed: next(iter(paths.values())) for seed, paths in sorted(seeds.items())}
-            other = {key for a, b in itertools.combinations(results.values(), 2)
-                     for key in differing(a, b)}
-            if twice:
-                warn(f"{left_out}one seed of it stands in {', '.join(map(str, twice[0]))}")
-            elif other:
-                warn(f"{left_out}its runs in {folder} differ in {', '.join(sorted(other))}")
-            else:
-                runs.setdefault(section, {})[row] = results
+    for (section, row), made in found.items():
+        results, twice = {}, []
+        for seed, path, result in made:
+            if results.setdefault(seed, result) != result:
+                twice.append(str(path))
+        other = {key for a, b in itertools.combinations(results.values(), 2)
+                 for key in differing(a, b)}
+        left_out = f"{row} on {', '.join(section)} is left out: "
+        if twice:
+            warn(f"{left_out}a seed of it stands in other files too: {', '.join(twice)}")
+        elif other:
+            warn(f"{left_out}its runs in {folder} differ in {', '.join(sorted(other))}")
+        else:
+            runs.setdefault(section, {})[row] = dict(sorted(results.items()))
     return runs
 
 
@@ -149,8 +145,11 @@ def load(*folders):
             for key in ("commit", "device", "threads", "versions"):
                 if len({str(result.get(key)) for result in results.values()}) > 1:
                     warn(f"{row} on {', '.join(section)}: averaged, but made with another {key}")
-    return {section: dict(sorted(rows.items(), key=lambda item: place(item[0], section[0])))
-            for section, rows in sorted(runs.items())}
+    ordered = {}
+    for section, rows in sorted(runs.items()):
+        order = sorted(rows, key=lambda row: place(row, is_ablation(row, section[0])))
+        ordered[section] = {row: rows[row] for row in order}
+    return ordered
 
 
 # ---- which rows there are ------------------------------------------------------------------------
@@ -172,10 +171,10 @@ def is_ablation(row, dataset):
             and not variant.startswith(("only-", "anchor-")))
 
 
-def place(row, dataset):
+def place(row, ablation):
     """Sorts main rows first, in their order, then those of other methods, then ablations."""
     now = new_name(row)
-    return is_ablation(row, dataset), MAIN.index(now) if now in MAIN else len(MAIN), row
+    return ablation, MAIN.index(now) if now in MAIN and not ablation else len(MAIN), row
 
 
 def without_ablations(runs):
@@ -337,14 +336,6 @@ def heads(results, group="heads"):
     return list(dict.fromkeys(name for result in results.values() for name in result[group]))
 
 
-def answers(rows):
-    """(label, results, head) of every row's answer, and of the calibrated ensemble."""
-    for row, results in rows.items():
-        yield f"`{row}`", results, None
-        if row == ENSEMBLE and CALIBRATED in heads(results):
-            yield f"`{row}`, {CALIBRATED}", results, CALIBRATED
-
-
 def lines(rows):
     """(label, results, head) of all that a dataset's table shows: each modality of the ensemble
     alone, every row's answer, and its other heads, which are controls."""
@@ -357,6 +348,11 @@ def lines(rows):
         for control in heads(results):
             if control != answer:
                 yield f"`{row}`, {control}", results, control
+
+
+def answers(rows):
+    """Those `lines` that count as a row: every answer, and the calibrated ensemble."""
+    return [line for line in lines(rows) if line[2] in (None, CALIBRATED)]
 
 
 def markdown(header, body):
@@ -388,8 +384,8 @@ def overview(runs):
         main.update(row for row in rows if not is_ablation(row, dataset))
 
     # a row that is a main one on some of the datasets stands among the main ones
-    every = {row: results for rows in runs.values() for row, results in rows.items()}
-    order = sorted(every, key=lambda row: (row not in main, *place(row, "")[1:]))
+    every = {row for rows in runs.values() for row in rows}
+    order = sorted(every, key=lambda row: place(row, row not in main))
     labels = ["method", *(f"modality {i + 1} alone" for i in range(depth))]
     for row in order:
         labels += [label for label in (f"`{row}`", f"`{row}`, {CALIBRATED}")
@@ -420,13 +416,15 @@ def details(rows):
                 cells.append(points(d) + ("" if d.n == n else f", n = {d.n}"))
             except ValueError as why:
                 cells.append(str(why))
-        costs = cost_of_a_run(results) if name is None else ["", "", ""]
         for m in modalities(rows):
             cells.append(mean_std(probe(m)(results), n) if name is None else "")
-        body.append(cells + costs)
+        cells += cost_of_a_run(results) if name is None else ["", "", ""]
+        body.append(cells)
     header = ["method", "n", "last", "best val", "best test", "macro-F1", "last − joint",
               "last − ensemble", *(f"{m} probe" for m in modalities(rows)), "minutes a run",
               "s an epoch", "GPU memory"]
+    if not any(cells[-1] for cells in body):        # all on a CPU
+        header, *body = (cells[:-1] for cells in (header, *body))
     return markdown(header, body)
 
 
@@ -447,27 +445,26 @@ def cost_of_joint_training(rows):
     missing = " and no ".join(f"`{row}`" for row in (JOINT, ENSEMBLE) if row not in rows)
     if missing:
         return [f"What joint training costs an encoder is not known: there is no {missing}."]
-    costs, others = [], []
+    said = []
     for m in modalities(rows):
         try:
             d = compare(rows[ENSEMBLE], rows[JOINT], probe(m), probe(m))
         except ValueError as why:
-            others.append(f"What joint training costs the {m} encoder is not known: {why}.")
+            said.append((0, f"What joint training costs the {m} encoder is not known: {why}."))
             continue
+        cost = f"{points(d, '-')} points (n = {d.n})"
         if d.n == 1:
-            others.append(f"One seed: {points(d, '-')} points for the {m} encoder, which shows "
-                          "nothing.")
-        elif d.p <= 0.05 and d.mean > 0:
-            costs.append((d.mean, f"Joint training costs the {m} encoder {points(d, '-')} points "
-                                  f"(n = {d.n})."))
-        elif d.p <= 0.05:
-            gain = compare(rows[JOINT], rows[ENSEMBLE], probe(m), probe(m))
-            others.append(f"Joint training teaches the {m} encoder {points(gain, '-')} points more "
-                          f"(n = {d.n}).")
+            said.append((0, f"One seed: {points(d, '-')} points for the {m} encoder, which shows "
+                            "nothing."))
+        elif d.p > 0.05:
+            said.append((0, f"No cost is shown for the {m} encoder: {cost}."))
+        elif d.mean > 0:
+            said.append((-d.mean, f"Joint training costs the {m} encoder {cost}."))
         else:
-            others.append(f"No cost is shown for the {m} encoder: {points(d, '-')} points "
-                          f"(n = {d.n}).")
-    return [sentence for _, sentence in sorted(costs, reverse=True)] + others
+            d = compare(rows[JOINT], rows[ENSEMBLE], probe(m), probe(m))
+            said.append((0, f"Joint training teaches the {m} encoder {points(d, '-')} points more "
+                            f"(n = {d.n})."))
+    return [sentence for _, sentence in sorted(said, key=lambda pair: pair[0])]
 
 
 def joint_against_ensemble(rows):
@@ -520,7 +517,8 @@ def against_ensemble(rows, base=None):
             verdict = (f"Shown to beat the {name}, of {len(compared)} other rows: "
                        f"{', '.join(better)}")
         gain = smallest_gain(compared.values())
-        said = [f"{verdict}; these seeds could have shown a gain of {gain:.1f} points."]
+        said = [f"{verdict}; the smallest gain that "
+                f"these seeds could have shown is {gain:.1f} points."]
     said += [f"Shown to lose to it: {', '.join(worse)}."] * bool(worse)
     said += [f"Not shown to differ from it: {', '.join(level)}."] * bool(level)
     return said + [f"Not compared, {why}: {', '.join(group)}." for why, group in apart.items()]
