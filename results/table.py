@@ -512,13 +512,12 @@ def against_ensemble(rows, base=None):
     if not compared:
         said = [f"Whether another row beats the {name} is not known."]
     else:
-        verdict = f"Of {len(compared)} other rows none is shown to beat the {name}"
+        others = f"{len(compared)} other row{'s' * (len(compared) > 1)}"
+        verdict = f"Of {others} none is shown to beat the {name}"
         if better:
-            verdict = (f"Shown to beat the {name}, of {len(compared)} other rows: "
-                       f"{', '.join(better)}")
-        gain = smallest_gain(compared.values())
-        said = [f"{verdict}; the smallest gain that "
-                f"these seeds could have shown is {gain:.1f} points."]
+            verdict = f"Shown to beat the {name}, of {others}: {', '.join(better)}"
+        said = [f"{verdict}; the smallest gain that these seeds could have shown is "
+                f"{smallest_gain(compared.values()):.1f} points."]
     said += [f"Shown to lose to it: {', '.join(worse)}."] * bool(worse)
     said += [f"Not shown to differ from it: {', '.join(level)}."] * bool(level)
     return said + [f"Not compared, {why}: {', '.join(group)}." for why, group in apart.items()]
