@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data import DataError, exit_codes, finished, half_done, pick_device
-from data.files import differences
+from data.run import differences
 from results.table import ROOT, is_ablation, main_rows
 
 ROWS = {        # the flags of each row of the table; a row is called <script>[.<variant>]
@@ -52,11 +52,13 @@ OF_A_CELL = ("--dataset", "--data-dir", "--split", "--seed", "--out", "--gpu", "
 
 
 class Cell(NamedTuple):
-    """One run: its script, its command line, the path of its files without suffix, its config."""
+    """One run: its script and command line, and what `plan` says of them: the path of its files
+    without suffix, its config, the precision that was asked for."""
     script: Path
     argv: list
     path: Path
     config: dict
+    amp: str
 
     @property
     def order(self):        # stable: the datasets and rows of a seed stay as they were named
@@ -111,12 +113,12 @@ def grid(args):
                         "--out", args.out, *(["--split", split] if split else []), *flags,
                         *args.flags]
                 try:
-                    *_, path, config = plans[script](argv)
+                    parsed, *_, path, config = plans[script](argv)
                 except DataError as error:
                     left_out.append(f"{shlex.join([script.name, *flags])} on {name}: {error}")
                     break
                 runs += 1
-                cell = Cell(script, [*argv, "--resume"], path, config)
+                cell = Cell(script, [*argv, "--resume"], path, config, parsed.amp)
                 other = cells.setdefault(path, cell)
                 if (other.script, other.config) != (script, config):    # two folders of one name
                     what = differences(other.config, config) or [str(other.script), str(script)]
@@ -133,8 +135,8 @@ def missing(cells):
     the name of one."""
     there = []
     for cell in cells:
-        if not finished(cell.path, cell.config):
-            half_done(cell.path, cell.config, n_epochs=None, resume=True)
+        if not finished(cell.path, cell.config, cell.amp):
+            half_done(cell.path, cell.config, resume=True, amp=cell.amp)
             there.append(cell)
     return there
 

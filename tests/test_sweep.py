@@ -19,7 +19,7 @@ from results import sweep
 SHORT = ["--seeds", "1", "--", "--batch-size", "16", "--epochs", "2"]
 ROWS = ["--rows", "joint_baseline.concat", "joint_baseline.sum"]
 MINE = """
-import os, sys
+import argparse, os, sys
 from pathlib import Path
 import data
 
@@ -29,7 +29,7 @@ def plan(argv):
     if alpha == "alpha0":
         raise data.DataError("--alpha cannot be 0")
     path = Path(flags["--out"]) / f"mine{alpha}-tiny-seed{flags['--seed']}"
-    return path, dict(method="mine", variant=alpha, dataset="tiny", seed=int(flags["--seed"]))
+    return argparse.Namespace(amp="auto"), path, dict(method="mine", variant=alpha, dataset="tiny", seed=int(flags["--seed"]))
 
 if __name__ == "__main__":
     print(os.environ["OMP_NUM_THREADS"], repr(os.environ["CUDA_VISIBLE_DEVICES"]), sys.argv[-1])
@@ -99,7 +99,7 @@ def test_a_row_that_cannot_run_is_left_out_with_its_reason(tiny, tmp_path, capsy
 
 # ---- nothing is written over another run ---------------------------------------------------------
 @pytest.mark.parametrize("suffix,message", [
-    ("json", "sum-tiny-official-seed0.json.*epochs 1 .now 2."),
+    ("json", "sum-tiny-official-seed0.json is of another run: epochs 1 .now 2."),
     ("pt", "sum-tiny-official-seed0.pt is of another run: epochs 1")])
 def test_a_file_of_another_config_is_named_before_anything_is_trained(suffix, message, tiny,
                                                                       tmp_path):
@@ -108,7 +108,8 @@ def test_a_file_of_another_config_is_named_before_anything_is_trained(suffix, me
     if suffix == "json":
         Path(f"{path}.json").write_text(json.dumps(config), encoding="utf-8")
     else:
-        torch.save({"config": config, "log": []}, f"{path}.pt")
+        made = {"precision": "float32"}
+        torch.save({"config": config, "log": [], "made": made}, f"{path}.pt")
     with pytest.raises(DataError, match=message):
         sweep.main([*ROWS, "--datasets", tiny, "--out", str(tmp_path), *SHORT])
     assert not list(tmp_path.glob("*.log"))
