@@ -101,9 +101,11 @@ def main(argv=None):
         device = f"A CPU, {torch.get_num_threads()} threads"
     else:
         device = torch.cuda.get_device_name(pick_device(args.gpu, "auto")[0])
-    body = [training(name, args.gpu) for name in ("synthetic", *SHAPES)]
+    print(f"{device}, torch {torch.__version__}:\n")
     header = ["shapes of", "share of the speed without loading", "items/s", "batch", "precision"]
-    print(f"{device}, torch {torch.__version__}:\n\n{markdown(header, body)}", end="")
+    print(markdown(header, []), end="", flush=True)
+    for name in ("synthetic", *SHAPES):
+        print(f"| {' | '.join(training(name, args.gpu))} |", flush=True)
 
 
 if __name__ == "__main__":

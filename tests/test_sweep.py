@@ -29,7 +29,8 @@ def plan(argv):
     if alpha == "alpha0":
         raise data.DataError("--alpha cannot be 0")
     path = Path(flags["--out"]) / f"mine{alpha}-tiny-seed{flags['--seed']}"
-    return argparse.Namespace(amp="auto"), path, dict(method="mine", variant=alpha, dataset="tiny", seed=int(flags["--seed"]))
+    config = dict(method="mine", variant=alpha, dataset="tiny", seed=int(flags["--seed"]))
+    return argparse.Namespace(amp="auto"), path, config
 
 if __name__ == "__main__":
     print(os.environ["OMP_NUM_THREADS"], repr(os.environ["CUDA_VISIBLE_DEVICES"]), sys.argv[-1])
