@@ -45,7 +45,7 @@ with a 95 % interval in brackets (Student's t, paired by seed). Intervals tell h
 differ and hold for these test items; where nothing differs, one in twenty still excludes zero.
 Joint training against the ensemble is the one planned comparison. All other rows are a family: one
 is "shown" to beat the ensemble, or to lose to it, only after Holm's correction. A true gain of the
-size that the seeds could have shown would be shown about half the time."""
+smallest size that these seeds could have shown would be shown about half the time."""
 
 
 def warn(message):
@@ -440,8 +440,9 @@ def cost_of_a_run(results):
 
 
 # ---- words ---------------------------------------------------------------------------------------
-def cost_of_joint_training(rows):
-    """How much less each encoder has learned jointly than alone, by its probe: sentences."""
+def cost_of_joint_training(rows, brief=False):
+    """How much less each encoder has learned jointly than alone, by its probe: sentences; `brief`:
+    those of shown differences, where there are any."""
     missing = " and no ".join(f"`{row}`" for row in (JOINT, ENSEMBLE) if row not in rows)
     if missing:
         return [f"What joint training costs an encoder is not known: there is no {missing}."]
@@ -462,9 +463,11 @@ def cost_of_joint_training(rows):
             said.append((-d.mean, f"Joint training costs the {m} encoder {cost}."))
         else:
             d = compare(rows[JOINT], rows[ENSEMBLE], probe(m), probe(m))
-            said.append((0, f"Joint training teaches the {m} encoder {points(d, '-')} points more "
-                            f"(n = {d.n})."))
-    return [sentence for _, sentence in sorted(said, key=lambda pair: pair[0])]
+            said.append((d.mean, f"Joint training teaches the {m} encoder {points(d, '-')} points "
+                                 f"more (n = {d.n})."))
+    said.sort(key=lambda pair: pair[0])
+    shown = [sentence for order, sentence in said if order]
+    return shown if brief and shown else [sentence for _, sentence in said]
 
 
 def joint_against_ensemble(rows):
@@ -516,8 +519,8 @@ def against_ensemble(rows, base=None):
         verdict = f"Of {others} none is shown to beat the {name}"
         if better:
             verdict = f"Shown to beat the {name}, of {others}: {', '.join(better)}"
-        said = [f"{verdict}; the smallest gain that these seeds could have shown is "
-                f"{smallest_gain(compared.values()):.1f} points."]
+        said = [f"{verdict} (smallest gain that could have been shown: "
+                f"{smallest_gain(compared.values()):.1f} points)."]
     said += [f"Shown to lose to it: {', '.join(worse)}."] * bool(worse)
     said += [f"Not shown to differ from it: {', '.join(level)}."] * bool(level)
     return said + [f"Not compared, {why}: {', '.join(group)}." for why, group in apart.items()]
@@ -530,7 +533,7 @@ def paragraph(section, rows, brief=False):
     if section[1] == "folds":
         folds = {result["split"] for results in rows.values() for result in results.values()}
         said.append(f"A run is one seed of one fold, of {', '.join(sorted(folds))}.")
-    said += cost_of_joint_training(rows) + joint_against_ensemble(rows)
+    said += cost_of_joint_training(rows, brief) + joint_against_ensemble(rows)
     for base in (None, CALIBRATED):
         if base is None or base in heads(rows.get(ENSEMBLE, {})):
             said += against_ensemble(rows, base)[:1 if brief else None]
@@ -540,10 +543,11 @@ def paragraph(section, rows, brief=False):
 def readme(runs):
     """What README shows: the overview, and of each dataset what joint training costs and whether a
     row is shown to beat the ensemble."""
-    said = [paragraph(section, rows, brief=True) for section, rows in runs.items()]
-    said.append("Intervals tell how far the seeds differ; they hold for these test items.")
-    return overview(runs) + "".join(f"\n{textwrap.fill(line, 100, break_long_words=False)}\n"
-                                    for line in said)
+    text = f"{overview(runs)}\nThe intervals hold for these test items.\n\n"
+    for section, rows in runs.items():
+        said = f"- {paragraph(section, rows, brief=True)}"
+        text += textwrap.fill(said, 100, subsequent_indent="  ", break_long_words=False) + "\n"
+    return text
 
 
 # ---- the picture ---------------------------------------------------------------------------------

@@ -155,12 +155,12 @@ def test_words_by_hand(write, tmp_path):
         "(n = 3). No cost is shown for the audio encoder: 0.0 [−2.5, 2.5] points (n = 3). "
         "Joint training loses to the ensemble: −4.0 [−7.2, −0.8] points (n = 3). "
         "Shown to beat the ensemble, of 5 other rows: `joint_baseline.ensemble`, calibrated +1.1 "
-        "[+0.9, +1.3], `dimml` +3.1 [+2.9, +3.3]; the smallest gain that these seeds could have "
-        "shown is 0.6 points. "
+        "[+0.9, +1.3], `dimml` +3.1 [+2.9, +3.3] (smallest gain that could have been shown: 0.6 "
+        "points). "
         "Shown to lose to it: `udi.interaction0-0` −39.0 [−41.5, −36.5]. "
         "Not shown to differ from it: `dimml.duc0`, `udi`. Not compared, one seed: `mine`. "
-        "Shown to beat the calibrated ensemble, of 4 other rows: `dimml` +2.0 [+1.8, +2.2]; the "
-        "smallest gain that these seeds could have shown is 1.7 points. Shown to lose to it: "
+        "Shown to beat the calibrated ensemble, of 4 other rows: `dimml` +2.0 [+1.8, +2.2] "
+        "(smallest gain that could have been shown: 1.7 points). Shown to lose to it: "
         "`dimml.duc0` −1.0 [−1.2, −0.8], `udi` −3.1 [−4.5, −1.7], `udi.interaction0-0` −40.1 "
         "[−42.3, −37.9]. Not compared, one seed: `mine`.")
 
