@@ -2,26 +2,26 @@
 
     python -m results.table                # the published runs, those of results/runs
     python -m results.table runs           # your own, of any number of folders
-    python -m results.table --ablations    # the ablations too
-    python -m results.table --readme       # into README.md, docs/results.svg and the ledger
+    python -m results.table --ablations    # the published ablations too
+    python -m results.table --readme       # into README.md and docs/results.svg
 
 What cannot be averaged is left out and named on stderr, a line each: a file that is no result, a
-seed of which two files say different things, a run whose setting is not that of its row.
+seed of which two files say different things, a row whose runs have not one setting.
 """
 
 import argparse
 import functools
 import io
+import itertools
 import json
 import math
-import operator
-import os
 import re
 import statistics
 import sys
 import textwrap
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import scipy.stats
 
@@ -31,180 +31,46 @@ ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "results/runs"
 BEGIN, END = "<!-- results.table begins -->", "<!-- results.table ends -->"
 
+OURS = ("joint_baseline", "balance", "dimml", "udi")
 JOINT, ENSEMBLE = "joint_baseline.concat", "joint_baseline.ensemble"    # what all is compared with
-MAIN = (ENSEMBLE, JOINT, "joint_baseline.auxiliary", "joint_baseline.ogm_ge",
-        "joint_baseline.mmpareto", "joint_baseline.dgl", "dimml", "dimml.duc0", "udi",
+CALIBRATED = "calibrated"       # the ensemble's head that counts as a row
+MAIN = (ENSEMBLE, JOINT, "joint_baseline.film", "joint_baseline.gated", "balance.auxiliary",
+        "balance.ogm_ge", "balance.mmpareto", "balance.dgl", "dimml", "dimml.duc0", "udi",
         "udi.interaction0-0")
+MAIN_ON = {"joint_baseline.film": "synergy", "joint_baseline.gated": "synergy"}     # there alone
 LEGEND = f"""\
 Test accuracy in %, mean ± standard deviation over n seeds; the number to quote is that of the last
 epoch. Differences, to `{JOINT}` and to `{ENSEMBLE}`, are in points,
-with a 95 % interval in brackets (Student's t, paired by seed). Where nothing differs, one such
-interval in twenty still excludes zero: a method is "shown" to beat the ensemble, or to lose to it,
-only after Holm's correction for all methods that are compared on the dataset."""
+with a 95 % interval in brackets (Student's t, paired by seed). Intervals tell how far the seeds
+differ and hold for these test items; where nothing differs, one in twenty still excludes zero.
+Joint training against the ensemble is the one planned comparison. All other rows are a family: one
+is "shown" to beat the ensemble, or to lose to it, only after Holm's correction. A true gain of the
+smallest size that these seeds could have shown would be shown about half the time."""
 
 
 def warn(message):
     print(f"results.table: {message}", file=sys.stderr)
 
 
-# ---- reading: anybody's folder, so nothing about a file is taken for granted ---------------------
-def text(value):
-    return isinstance(value, str)
-
-
-def name(value):    # of what stands in a line of the table
-    return isinstance(value, str) and value.isprintable()
-
-
-def whole(value):
-    return type(value) is int and 0 <= value < 2**32
-
-
-def number(value):
-    return type(value) in (int, float) and abs(value) < 1e15      # nan is no number
-
-
-def share(value):
-    return number(value) and 0 <= value <= 1
-
-
-def share_or_none(value):
-    return value is None or share(value)
-
-
-SCORE = {"accuracy": share, "macro_f1": share}
-RULES = {"last": SCORE, name: SCORE}
-SAID = {"predictions": [whole], "confidence": [share]}
-RESULT = {    # a name stands for any key
-    "method": name, "variant": name, "dataset": name, "split": name, "seed": whole, "val": number,
-    "recipe": {text: lambda value: True}, "data": {text: text}, "precision": name, "answer": name,
-    "device": text, "seconds": number, "classes": [text], "heads": {name: RULES},
-    "modality_heads": {name: RULES}, "probes": {name: share_or_none}, "epochs": [{"epoch": whole}],
-    "test": {"labels": [whole], "heads": {name: SAID}, "modality_heads": {name: SAID}},
-}
-
-
-def check(value, shape, where):
-    """Raises ValueError, which says where, if a JSON value is not of a shape like those above."""
-    if callable(shape):
-        if not shape(value):
-            raise ValueError(f"{where} is {str(value)[:40]!r}")
-    elif not isinstance(value, type(shape)):
-        raise ValueError(f"{where} is not a {type(shape).__name__}")
-    elif isinstance(shape, list):
-        for i, entry in enumerate(value):
-            check(entry, shape[0], f"{where}[{i}]")
-    else:
-        for key, inner in shape.items():
-            if callable(key):
-                for k in value:
-                    check(k, key, f"a name in {where}")
-                    check(value[k], inner, f"{where}.{k}")
-            elif key not in value:
-                raise ValueError(f"{where} has no {key!r}")
-            else:
-                check(value[key], inner, f"{where}.{key}")
-
-
+# ---- reading -------------------------------------------------------------------------------------
 def read(path):
-    """A file's result: a dict of schema 2 (docs/result.md). Raises ValueError or OSError, which say
-    why, for a file that holds none."""
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not a whole JSON file ({error})")
-    schema = result.get("schema") if isinstance(result, dict) else None
-    if schema != 2:
-        raise ValueError(f"its schema is {str(schema)[:40]}, not 2")
-    check(result, RESULT, "result")
-    test = result["test"]
-    if result["answer"] not in result["heads"].keys() & test["heads"].keys():
-        raise ValueError(f"its answer {result['answer']!r} is not one of its heads")
-    if not test["labels"]:
-        raise ValueError("it has no test items")
-    for said in (*test["heads"].values(), *test["modality_heads"].values()):
-        if {len(said["predictions"]), len(said["confidence"])} != {len(test["labels"])}:
-            raise ValueError("its test part has not one prediction for each label")
-    right = map(operator.eq, test["heads"][result["answer"]]["predictions"], test["labels"])
-    if not math.isclose(statistics.mean(right), answer(result)["last"]["accuracy"], abs_tol=1e-6):
+    """A file's result: a dict of schema 2 or 3 (docs/result.md). Raises one of many kinds of error
+    for a file that holds none."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    if result["schema"] not in (2, 3):
+        raise ValueError(f"its schema is {result['schema']}, not 2 or 3")
+    scores = list(filter(None, result["probes"].values()))
+    for rules in (result["heads"] | result["modality_heads"]).values():
+        for score in rules.values():
+            scores += [score["accuracy"], score["macro_f1"]]
+    if not all(0 <= score <= 1 for score in scores):
+        raise ValueError("a score is not in [0, 1]")
+    labels = result["test"]["labels"]
+    predictions = result["test"]["heads"][result["answer"]]["predictions"]
+    right = statistics.mean(p == y for p, y in zip(predictions, labels, strict=True))
+    if abs(right - result["heads"][result["answer"]]["last"]["accuracy"]) > 1e-6:
         raise ValueError("the accuracy of its answer is not that of its predictions")
     return result
-
-
-def load(*folders):
-    """{(dataset, split): {row: {seed: result}}} of the runs that may be averaged, a row being a
-    method and its variant. Raises DataError where there is no such folder."""
-    found = {}
-    for folder in folders or [RUNS]:
-        folder = Path(os.path.expanduser(folder))
-        if not folder.is_dir():
-            raise DataError(f"there is no folder {folder}")
-        for path in sorted(path for path in folder.iterdir() if path.suffix == ".json"):
-            try:
-                result = read(path)
-            except (ValueError, OSError) as error:
-                warn(f"{path} is left out: {error}")
-                continue
-            row = ".".join(filter(None, (result["method"], result["variant"])))
-            seeds = found.setdefault((result["dataset"], result["split"]), {}).setdefault(row, {})
-            seeds.setdefault(result["seed"], {})[path.resolve()] = result
-
-    runs = {}
-    for section, rows in sorted(found.items()):
-        for row in sorted(rows, key=position):
-            files = {}
-            for seed, same_seed in sorted(rows[row].items()):
-                (path, first), *others = same_seed.items()
-                if all(result == first for _, result in others):        # one file, or its copies
-                    files[path] = first
-                else:
-                    warn(f"{', '.join(map(str, same_seed))} are left out: "
-                         f"all are seed {seed} of {row} on {' '.join(section)}")
-            results = of_one_setting(files)
-            if results:
-                runs.setdefault(section, {})[row] = {result["seed"]: result for result in results}
-    return runs
-
-
-def is_ablation(row):
-    """Whether a row is one of our scripts' beside the main ones. Those of a fork are none, nor are
-    runs of one modality or with the anchor named, which some datasets need."""
-    method, _, variant = row.partition(".")
-    return (row not in MAIN and method in ("joint_baseline", "dimml", "udi")
-            and not variant.startswith(("only-", "anchor-")))
-
-
-def without_ablations(runs):
-    kept = {section: {row: rows[row] for row in rows if not is_ablation(row)}
-            for section, rows in runs.items()}
-    return {section: rows for section, rows in kept.items() if rows}
-
-
-def position(row):
-    """Main rows first, in their order, then those of other methods, then ablations."""
-    return MAIN.index(row) if row in MAIN else len(MAIN) + is_ablation(row), row
-
-
-def of_one_setting(files):
-    """{file: result} of one row -> the results of the setting that most of them share; none where
-    two settings are equally frequent. Another commit or device is only warned of."""
-    settings = {file: json.dumps(setting(result), sort_keys=True) for file, result in files.items()}
-    (most, count), *others = Counter(settings.values()).most_common() or [(None, 0)]
-    tie = bool(others) and others[0][1] == count
-    kept = {file: result for file, result in files.items() if settings[file] == most}
-    for file in [file for file in files if file not in kept]:
-        a, b = setting(files[file]), setting(next(iter(kept.values())))
-        other = ", ".join(sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key)))
-        if tie:
-            warn(f"{', '.join(map(str, files))} are left out: no setting is that of most; "
-                 f"they differ in {other}")
-            return []
-        warn(f"{file} is left out: its {other} differs from the rest of its row")
-    made = {key: {str(result.get(key)) for result in kept.values()}
-            for key in ("commit", "device", "threads", "versions")}
-    if unequal := [key for key, values in made.items() if len(values) > 1]:
-        warn(f"{', '.join(map(str, kept))}: averaged, but made with another {', '.join(unequal)}")
-    return list(kept.values())
 
 
 def setting(result):
@@ -213,53 +79,163 @@ def setting(result):
     return {key: result[key] for key in ("data", "val", "precision")} | recipe
 
 
+def differing(ours, theirs):
+    """The settings that two results both have and in which they differ. Older results may have
+    entries that newer ones lack."""
+    a, b = setting(ours), setting(theirs)
+    return [key for key in a if key in b and a[key] != b[key]]
+
+
+def read_folder(folder):
+    """{(dataset, split): {row: {seed: result}}} of the runs in a folder that may be averaged.
+
+    The splits fold0, fold1, .. of a dataset count as one split, "folds", its seeds being (split,
+    seed). Raises DataError where there is no such folder.
+    """
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}")
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            result = read(path)
+            row = ".".join(filter(None, (result["method"], result["variant"])))
+            split, seed = result["split"], result["seed"]
+            setting(result)
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            warn(f"{path} is left out: it is no result ({error!r})")
+            continue
+        if re.fullmatch(r"fold\d+", split):
+            split, seed = "folds", (split, seed)
+        found.setdefault(((result["dataset"], split), row), []).append((seed, path, result))
+
+    runs = {}
+    for (section, row), made in found.items():
+        results, twice = {}, []
+        for seed, path, result in made:
+            if results.setdefault(seed, result) != result:
+                twice.append(str(path))
+        other = {key for a, b in itertools.combinations(results.values(), 2)
+                 for key in differing(a, b)}
+        left_out = f"{row} on {', '.join(section)} is left out: "
+        if twice:
+            warn(f"{left_out}a seed of it stands in other files too: {', '.join(twice)}")
+        elif other:
+            warn(f"{left_out}its runs in {folder} differ in {', '.join(sorted(other))}")
+        else:
+            runs.setdefault(section, {})[row] = dict(sorted(results.items()))
+    return runs
+
+
+def load(*folders):
+    """`read_folder` of one or more folders (none: the published runs), rows in their order. Where
+    two folders hold one row, the folder that is named first has it."""
+    runs = {}
+    for folder in dict.fromkeys(Path(folder).expanduser() for folder in folders or [RUNS]):
+        for section, rows in read_folder(folder).items():
+            for row, results in rows.items():
+                if results != runs.setdefault(section, {}).setdefault(row, results):
+                    warn(f"{row} on {', '.join(section)}: a folder named before {folder} has this "
+                         "row, and that is shown")
+    for section, rows in runs.items():
+        for row in list(rows):
+            if row != new_name(row) and new_name(row) in rows:
+                warn(f"{row} on {', '.join(section)} is left out: {new_name(row)} replaces it")
+                del rows[row]
+        for row, results in rows.items():
+            for key in ("commit", "device", "threads", "versions"):
+                if len({str(result.get(key)) for result in results.values()}) > 1:
+                    warn(f"{row} on {', '.join(section)}: averaged, but made with another {key}")
+    ordered = {}
+    for section, rows in sorted(runs.items()):
+        order = sorted(rows, key=lambda row: place(row, is_ablation(row, section[0])))
+        ordered[section] = {row: rows[row] for row in order}
+    return ordered
+
+
+# ---- which rows there are ------------------------------------------------------------------------
+def new_name(row):
+    """What a row is called today: the cures of joint training were variants of joint_baseline."""
+    return re.sub(r"^joint_baseline\.(?=auxiliary|ogm_ge|mmpareto|dgl)", "balance.", row)
+
+
+def main_rows(dataset):
+    """The names of a dataset's main rows, in their order."""
+    return [row for row in MAIN if MAIN_ON.get(row, dataset) == dataset]
+
+
+def is_ablation(row, dataset):
+    """Whether a row is one of our scripts' beside the main ones. Those of a fork are none, nor are
+    runs of one modality or with the anchor named, which some datasets need."""
+    method, _, variant = new_name(row).partition(".")
+    return (method in OURS and new_name(row) not in main_rows(dataset)
+            and not variant.startswith(("only-", "anchor-")))
+
+
+def place(row, ablation):
+    """Sorts main rows first, in their order, then those of other methods, then ablations."""
+    now = new_name(row)
+    return ablation, MAIN.index(now) if now in MAIN and not ablation else len(MAIN), row
+
+
+def without_ablations(runs):
+    kept = {}
+    for section, rows in runs.items():
+        main = {row: rows[row] for row in rows if not is_ablation(row, section[0])}
+        if main:
+            kept[section] = main
+    return kept
+
+
 # ---- numbers -------------------------------------------------------------------------------------
-def answer(result):
-    """{rule: scores} of the method's answer."""
-    return result["heads"][result["answer"]]
+def accuracy(results, head=None, rule="last", measure="accuracy"):
+    """{seed: test accuracy in %} of a head, by its name (None: the method's answer), under a rule,
+    which a run without validation items may not have."""
+    values = {}
+    for seed, result in results.items():
+        heads = result["heads"] | result["modality_heads"]
+        rules = heads.get(head or result["answer"], {})
+        if rule in rules:
+            values[seed] = 100 * rules[rule][measure]
+    return values
 
 
 def head(name):
-    """A function like `answer` for a head of ours, a control."""
-    return lambda result: result["heads"].get(name, {})
-
-
-def own_head(modality):
-    """A function like `answer` for a modality's own head; in the ensemble, the modality alone."""
-    return lambda result: result["modality_heads"].get(modality, {})
-
-
-def accuracy(results, scores=answer, rule="last", measure="accuracy"):
-    """{seed: test accuracy in %} under a rule, which a run without val items may not have."""
-    rules = {seed: scores(result) for seed, result in results.items()}
-    return {seed: 100 * r[rule][measure] for seed, r in rules.items() if rule in r}
-
-
-def probes(results, modality):
-    """{seed: test accuracy in %} of a linear classifier on a modality's frozen encoder."""
-    values = {seed: result["probes"].get(modality) for seed, result in results.items()}
-    return {seed: 100 * value for seed, value in values.items() if value is not None}
+    """A function like `accuracy`, of one head."""
+    return functools.partial(accuracy, head=name)
 
 
 def probe(modality):
-    """A function like `accuracy`, of a modality's probe."""
-    return functools.partial(probes, modality=modality)
+    """A function like `accuracy`, of a linear classifier on a modality's frozen encoder."""
+    def probes(results):
+        values = {seed: result["probes"].get(modality) for seed, result in results.items()}
+        return {seed: 100 * value for seed, value in values.items() if value is not None}
+    return probes
+
+
+class Difference(NamedTuple):
+    """Of n paired values: mean, 95 % interval, standard deviation, p of a two-sided t-test."""
+    mean: float
+    low: float
+    high: float
+    std: float
+    p: float
+    n: int
 
 
 def paired(ours, theirs):
-    """{seed: value} twice -> mean difference over the seeds that both have, half of its 95 %
-    interval, and their number n. Raises ValueError where they have none in common.
-
-    The interval is Student's for paired samples, t(0.975, n - 1) s / sqrt(n); None for one pair.
-    """
+    """{seed: value} twice -> the Difference over the seeds that both have. One seed, or seeds that
+    all differ by the same, show nothing: p is 1. Raises ValueError where they have no seed in
+    common."""
     differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
     if not differences:
         raise ValueError("no seed has both values")
-    n, half = len(differences), None
-    if n > 1:
-        t = float(scipy.stats.t.ppf(0.975, n - 1))
-        half = t * statistics.stdev(differences) / math.sqrt(n)
-    return statistics.mean(differences), half, n
+    n, mean = len(differences), statistics.mean(differences)
+    std = statistics.stdev(differences) if n > 1 else 0.0
+    if std < 1e-9:
+        return Difference(mean, mean, mean, 0.0, 1.0, n)
+    test = scipy.stats.ttest_1samp(differences, 0)
+    low, high = test.confidence_interval(0.95)
+    return Difference(mean, float(low), float(high), std, float(test.pvalue), n)
 
 
 def compare(results, base, ours=accuracy, theirs=accuracy):
@@ -268,12 +244,63 @@ def compare(results, base, ours=accuracy, theirs=accuracy):
     They must share data, precision and how long the encoders are trained; all else is the method.
     Raises ValueError, which says why, where they cannot be compared.
     """
-    a, b = (setting(next(iter(runs.values()))) for runs in (results, base))
     same = ("data", "val", "precision", "--epochs", "--batch-size", "--lr", "--lr-step")
-    other = [key for key in same if key in a and key in b and a[key] != b[key]]
-    if other:
-        raise ValueError(f"different {', '.join(other)}")
+    for seed in results.keys() & base.keys():
+        other = [key for key in differing(results[seed], base[seed]) if key in same]
+        if other:
+            raise ValueError(f"different {', '.join(other)}")
     return paired(ours(results), theirs(base))
+
+
+def holm(p_values, level=0.05):
+    """{row: p} -> the rows that are shown at a level which holds for all of them together."""
+    shown = []
+    for rank, row in enumerate(sorted(p_values, key=p_values.get)):
+        if p_values[row] * (len(p_values) - rank) > level:
+            break
+        shown.append(row)
+    return shown
+
+
+def smallest_gain(differences):
+    """What these seeds could have shown of m differences, in points: of t(1 - 0.05 / 2m, n - 1)
+    std / sqrt(n) the median."""
+    share = 1 - 0.05 / (2 * len(differences))
+    return statistics.median(scipy.stats.t.ppf(share, d.n - 1) * d.std / math.sqrt(d.n)
+                             for d in differences)
+
+
+def right_alone(results, ensemble, head=None):
+    """Who was right alone: {cell: (items that a row's head gets right, items)}, over all its runs.
+
+    A test item's cell says which encoders, each trained alone, get it right: "only audio", ..,
+    "both" ("several" of more than two), "neither" ("none"). It is taken from the ensemble of the
+    next seed, for the last that of the first: items on which the encoders of the same seed happen
+    to fail would show a synergy that is not there. Raises ValueError where there is no such seed.
+    """
+    counts = {}
+    for result in results.values():
+        there = sorted(other["seed"] for other in ensemble.values()
+                       if other["split"] == result["split"] and other["seed"] != result["seed"])
+        if not there:
+            raise ValueError("there is no ensemble of another seed")
+        seed = min([seed for seed in there if seed > result["seed"]] or there)
+        test, = (other["test"] for other in ensemble.values()
+                 if (other["split"], other["seed"]) == (result["split"], seed))
+        labels = test["labels"]
+        if labels != result["test"]["labels"]:
+            raise ValueError("other test items")
+        alone = {m: said["predictions"] for m, said in test["modality_heads"].items()}
+        some, no = ("both", "neither") if len(alone) == 2 else ("several", "none")
+        for cell in (*(f"only {m}" for m in alone), some, no):
+            counts.setdefault(cell, [0, 0])
+        answers = result["test"]["heads"][head or result["answer"]]["predictions"]
+        for item, label in enumerate(labels):
+            right = [m for m in alone if alone[m][item] == label]
+            cell = f"only {right[0]}" if len(right) == 1 else some if right else no
+            counts[cell][0] += answers[item] == label
+            counts[cell][1] += 1
+    return {cell: tuple(count) for cell, count in counts.items()}
 
 
 # ---- tables --------------------------------------------------------------------------------------
@@ -292,25 +319,10 @@ def signed(value, plus="+"):
     return f"{round(value, 1) + 0.0:{plus}.1f}".replace("-", "−")    # + 0.0: no "−0.0"
 
 
-def points(mean, half, plus="+"):
-    """A mean difference and its interval: "+1.2 [+0.3, +2.1]"; without a plus "1.2 [0.3, 2.1]"."""
-    if half is None:
-        return signed(mean, plus)
-    return f"{signed(mean, plus)} [{signed(mean - half, plus)}, {signed(mean + half, plus)}]"
-
-
-def lines(rows):
-    """The lines of a table, (label, results, function like `answer`): each modality of the ensemble
-    alone, every row's answer, and its other heads of ours, which are controls."""
-    for row, results in rows.items():
-        some = next(iter(results.values()))
-        if row == ENSEMBLE:
-            for m in some["modality_heads"]:
-                yield f"{m} alone", results, own_head(m)
-        yield f"`{row}`", results, answer
-        for control in some["heads"]:
-            if control != some["answer"]:
-                yield f"`{row}`, {control}", results, head(control)
+def points(d, plus="+"):
+    """A Difference as "+1.2 [+0.3, +2.1]"; without a plus "1.2 [0.3, 2.1]"; one seed: "+1.2"."""
+    interval = f" [{signed(d.low, plus)}, {signed(d.high, plus)}]" if d.n > 1 else ""
+    return signed(d.mean, plus) + interval
 
 
 def modalities(rows):
@@ -319,209 +331,268 @@ def modalities(rows):
     return list(dict.fromkeys(m for result in results for m in result["probes"]))
 
 
+def heads(results, group="heads"):
+    """The names of a row's heads: its own, or with "modality_heads" those of the modalities."""
+    return list(dict.fromkeys(name for result in results.values() for name in result[group]))
+
+
+def lines(rows):
+    """(label, results, head) of all that a dataset's table shows: each modality of the ensemble
+    alone, every row's answer, and its other heads, which are controls."""
+    for row, results in rows.items():
+        if row == ENSEMBLE:
+            for m in heads(results, "modality_heads"):
+                yield f"{m} alone", results, m
+        yield f"`{row}`", results, None
+        answer = next(iter(results.values()))["answer"]
+        for control in heads(results):
+            if control != answer:
+                yield f"`{row}`, {control}", results, control
+
+
+def answers(rows):
+    """Those `lines` that count as a row: every answer, and the calibrated ensemble."""
+    return [line for line in lines(rows) if line[2] in (None, CALIBRATED)]
+
+
 def markdown(header, body):
-    table = [header, ["---"] * len(header), *body]
-    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n"
-                   for row in table)
+    text = ""
+    for row in (header, ["---"] * len(header), *body):
+        cells = [cell.replace("|", r"\|") for cell in row]
+        text += f"| {' | '.join(cells)} |\n"
+    return text
 
 
 def overview(runs):
     """One table: a row a method, a column a dataset, the mean answer in each cell. Its first rows:
     the first modality of each dataset alone, the second one alone, and so on."""
-    columns, depth = {}, 0
-    for section, rows in runs.items():
+    columns, depth, main = [], 0, set()
+    for (dataset, split), rows in runs.items():
         n = Counter(map(len, rows.values())).most_common(1)[0][0]
-        columns[section] = column = {"method": f"{', '.join(section)} (n = {n})"}
-        for row, results in rows.items():
-            column[f"`{row}`"] = mean_std(accuracy(results), n)
-            try:
-                compare(results, rows.get(ENSEMBLE, results))
-            except ValueError:
-                column[f"`{row}`"] += " †"
-        alone = next(iter(rows.get(ENSEMBLE, {}).values()), {"modality_heads": {}})
-        for i, m in enumerate(alone["modality_heads"], 1):
+        column = {"method": f"{dataset}, {split} (n = {n})"}
+        ensemble = rows.get(ENSEMBLE, {})
+        for i, m in enumerate(heads(ensemble, "modality_heads"), 1):
+            column[f"modality {i} alone"] = f"{m} {mean_std(accuracy(ensemble, m), n)}"
             depth = max(depth, i)
-            column[f"modality {i} alone"] = (
-                f"{m} {mean_std(accuracy(rows[ENSEMBLE], own_head(m)), n)}")
-    order = sorted({row for rows in runs.values() for row in rows}, key=position)
-    labels = [*(f"modality {i + 1} alone" for i in range(depth)), *(f"`{row}`" for row in order)]
-    header, *body = ([label, *(column.get(label, "") for column in columns.values())]
-                     for label in ("method", *labels))
+        for label, results, name in answers(rows):
+            column[label] = mean_std(accuracy(results, name), n)
+            try:
+                compare(results, ensemble or results)
+            except ValueError:
+                column[label] += " †"
+        columns.append(column)
+        main.update(row for row in rows if not is_ablation(row, dataset))
+
+    # a row that is a main one on some of the datasets stands among the main ones
+    every = {row for rows in runs.values() for row in rows}
+    order = sorted(every, key=lambda row: place(row, row not in main))
+    labels = ["method", *(f"modality {i + 1} alone" for i in range(depth))]
+    for row in order:
+        labels += [label for label in (f"`{row}`", f"`{row}`, {CALIBRATED}")
+                   if any(label in column for column in columns)]
+    header, *body = ([label, *(column.get(label, "") for column in columns)] for label in labels)
+    header[0] = "method"
     shown = markdown(header, body)
     why = "not compared with the ensemble: other data, other training, or no seed in common"
     return shown + f"\n† {why}.\n" * ("†" in shown)
 
 
-def details(section, rows):
-    """A dataset's table: each answer under three rules, compared, and what the encoders learned."""
+def details(rows):
+    """A dataset's table: each answer under three rules, compared, what the encoders learned, and
+    what a run costs."""
     body = []
-    for label, results, scores in lines(rows):
-        ours, n = functools.partial(accuracy, scores=scores), len(results)
+    for label, results, name in lines(rows):
+        n = len(results)
         cells = [label, str(n)]
-        measured = [ours(results, rule=rule) for rule in ("last", "best_val", "best_test")]
-        measured.append(ours(results, measure="macro_f1"))
-        cells += [mean_std(values, n) for values in measured]
+        for rule in ("last", "best_val", "best_test"):
+            cells.append(mean_std(accuracy(results, name, rule), n))
+        cells.append(mean_std(accuracy(results, name, measure="macro_f1"), n))
         for base in (JOINT, ENSEMBLE):
             if base not in rows or label == f"`{base}`":
                 cells.append("" if base in rows else "not run")
                 continue
             try:
-                mean, half, pairs = compare(results, rows[base], ours)
-                cells.append(points(mean, half) + ("" if pairs == n else f", n = {pairs}"))
+                d = compare(results, rows[base], head(name))
+                cells.append(points(d) + ("" if d.n == n else f", n = {d.n}"))
             except ValueError as why:
                 cells.append(str(why))
         for m in modalities(rows):
-            cells.append(mean_std(probes(results, m), n) if scores is answer else "")
+            cells.append(mean_std(probe(m)(results), n) if name is None else "")
+        cells += cost_of_a_run(results) if name is None else ["", "", ""]
         body.append(cells)
-    return markdown(["method", "n", "last", "best val", "best test", "macro-F1", "last − joint",
-                     "last − ensemble", *(f"{m} probe" for m in modalities(rows))], body)
+    header = ["method", "n", "last", "best val", "best test", "macro-F1", "last − joint",
+              "last − ensemble", *(f"{m} probe" for m in modalities(rows)), "minutes a run",
+              "s an epoch", "GPU memory"]
+    if not any(cells[-1] for cells in body):        # all on a CPU
+        header, *body = (cells[:-1] for cells in (header, *body))
+    return markdown(header, body)
+
+
+def cost_of_a_run(results):
+    """Minutes, seconds an epoch with its evaluation, and peak memory on a GPU: means as text."""
+    seconds = [result["seconds"] for result in results.values()]
+    epochs = [len(result["epochs"]) for result in results.values()]
+    memory = [result.get("peak_memory") for result in results.values()]
+    memory = [peak for peak in memory if peak is not None]
+    return [f"{statistics.mean(seconds) / 60:.1f}",
+            f"{sum(seconds) / sum(epochs):.1f}" if all(epochs) else "",
+            f"{max(memory) / 2**30:.1f} GiB" if memory else ""]
 
 
 # ---- words ---------------------------------------------------------------------------------------
-def cost_of_joint_training(rows):
-    """How much less each encoder has learned jointly than alone, by its probe: sentences."""
+def cost_of_joint_training(rows, brief=False):
+    """How much less each encoder has learned jointly than alone, by its probe: sentences; `brief`:
+    those of shown differences, where there are any."""
     missing = " and no ".join(f"`{row}`" for row in (JOINT, ENSEMBLE) if row not in rows)
     if missing:
         return [f"What joint training costs an encoder is not known: there is no {missing}."]
-    costs, others = [], []
+    said = []
     for m in modalities(rows):
         try:
-            mean, half, n = compare(rows[ENSEMBLE], rows[JOINT], probe(m), probe(m))
+            d = compare(rows[ENSEMBLE], rows[JOINT], probe(m), probe(m))
         except ValueError as why:
-            others.append(f"What joint training costs the {m} encoder is not known: {why}.")
+            said.append((0, f"What joint training costs the {m} encoder is not known: {why}."))
             continue
-        cost = f"{points(mean, half, '-')} points (n = {n})"
-        if half is None:
-            lost = signed(mean, "-")
-            others.append(f"One seed: {lost} points for the {m} encoder, which shows nothing.")
-        elif mean - half > 0:
-            costs.append((mean, f"Joint training costs the {m} encoder {cost}."))
-        elif mean + half < 0:
-            gain = f"{points(-mean, half, '-')} points more (n = {n})"
-            others.append(f"Joint training teaches the {m} encoder {gain}.")
+        cost = f"{points(d, '-')} points (n = {d.n})"
+        if d.n == 1:
+            said.append((0, f"One seed: {points(d, '-')} points for the {m} encoder, which shows "
+                            "nothing."))
+        elif d.p > 0.05:
+            said.append((0, f"No cost is shown for the {m} encoder: {cost}."))
+        elif d.mean > 0:
+            said.append((-d.mean, f"Joint training costs the {m} encoder {cost}."))
         else:
-            others.append(f"No cost is shown for the {m} encoder: {cost}.")
-    return [said for _, said in sorted(costs, reverse=True)] + others
+            d = compare(rows[JOINT], rows[ENSEMBLE], probe(m), probe(m))
+            said.append((d.mean, f"Joint training teaches the {m} encoder {points(d, '-')} points "
+                                 f"more (n = {d.n})."))
+    said.sort(key=lambda pair: pair[0])
+    shown = [sentence for order, sentence in said if order]
+    return shown if brief and shown else [sentence for _, sentence in said]
 
 
-def against_ensemble(rows):
-    """Which methods are shown to beat the ensemble of single modalities, and which to lose to it:
-    sentences, the verdict first. Shown: by a paired t-test at 5 % for all comparisons together
-    (Holm); a single seed, or seeds that all differ by the same, show nothing."""
+def joint_against_ensemble(rows):
+    """The one planned comparison, a t-test at 5 % of its own: a list of one sentence, or none."""
+    if JOINT not in rows or ENSEMBLE not in rows:
+        return []
+    try:
+        d = compare(rows[JOINT], rows[ENSEMBLE])
+    except ValueError as why:
+        return [f"Joint training is not compared with the ensemble: {why}."]
+    if d.n == 1:
+        return [f"Joint training against the ensemble, one seed: {points(d)} points, which shows "
+                "nothing."]
+    verb = "beats the ensemble" if d.mean > 0 else "loses to the ensemble"
+    if d.p > 0.05:
+        verb = "is not shown to differ from the ensemble"
+    return [f"Joint training {verb}: {points(d)} points (n = {d.n})."]
+
+
+def against_ensemble(rows, base=None):
+    """Which of the other rows are shown to beat the ensemble of single modalities, plain or
+    "calibrated", and which to lose to it: sentences, the verdict first."""
+    name = f"{base} ensemble" if base else "ensemble"
     if ENSEMBLE not in rows:
-        return [f"Whether a method beats the ensemble is not known: there is no `{ENSEMBLE}`."]
+        return [f"Whether a row beats the {name} is not known: there is no `{ENSEMBLE}`."]
     compared, apart = {}, {}
-    for row, results in rows.items():
-        if row == ENSEMBLE:
+    for label, results, own in answers(rows):
+        if label in (f"`{JOINT}`", f"`{ENSEMBLE}`") or own and own == base:
             continue
         try:
-            mean, half, n = compare(results, rows[ENSEMBLE])
-            if half is not None:
-                t = abs(mean) / half * scipy.stats.t.ppf(0.975, n - 1) if half > 1e-9 else 0
-                compared[row] = 2 * float(scipy.stats.t.sf(t, n - 1)), mean, half
-                continue
-            why = "one seed"
-        except ValueError as error:
-            why = str(error)
-        apart.setdefault(why, []).append(f"`{row}`")
-    shown, better, worse, level = set(), [], [], []
-    for rank, (p, row) in enumerate(sorted((p, row) for row, (p, *_) in compared.items())):
-        if p * (len(compared) - rank) > 0.05:
-            break
-        shown.add(row)
-    for row, (_, mean, half) in compared.items():
-        group = level if row not in shown else better if mean > 0 else worse
-        group.append(f"`{row}` {points(mean, half)}" if group is not level else f"`{row}`")
+            d = compare(results, rows[ENSEMBLE], head(own), head(base))
+            if d.n == 1:
+                raise ValueError("one seed")
+            compared[label] = d
+        except ValueError as why:
+            apart.setdefault(str(why), []).append(label)
+    shown = holm({label: d.p for label, d in compared.items()})
+    better, worse, level = [], [], []
+    for label, d in compared.items():
+        if label in shown:
+            (better if d.mean > 0 else worse).append(f"{label} {points(d)}")
+        else:
+            level.append(label)
+
     if not compared:
-        said = ["Whether a method beats the ensemble is not known."]
-    elif better:
-        said = [f"Shown to beat the ensemble, of {len(compared)} methods: {', '.join(better)}."]
+        said = [f"Whether another row beats the {name} is not known."]
     else:
-        said = [f"Of {len(compared)} methods none is shown to beat the ensemble."]
+        others = f"{len(compared)} other row{'s' * (len(compared) > 1)}"
+        verdict = f"Of {others} none is shown to beat the {name}"
+        if better:
+            verdict = f"Shown to beat the {name}, of {others}: {', '.join(better)}"
+        said = [f"{verdict} (smallest gain that could have been shown: "
+                f"{smallest_gain(compared.values()):.1f} points)."]
     said += [f"Shown to lose to it: {', '.join(worse)}."] * bool(worse)
-    said += [f"Not told apart from it: {', '.join(level)}."] * bool(level)
+    said += [f"Not shown to differ from it: {', '.join(level)}."] * bool(level)
     return said + [f"Not compared, {why}: {', '.join(group)}." for why, group in apart.items()]
 
 
-def words(section, rows):
-    """What a dataset's runs say, in one line."""
-    return " ".join([f"**{', '.join(section)}.**", *cost_of_joint_training(rows),
-                     *against_ensemble(rows)])
+def paragraph(section, rows, brief=False):
+    """What a dataset's runs say, in one line; `brief`: without naming each row."""
+    rows = {row: results for row, results in rows.items() if not is_ablation(row, section[0])}
+    said = [f"**{', '.join(section)}.**"]
+    if section[1] == "folds":
+        folds = {result["split"] for results in rows.values() for result in results.values()}
+        said.append(f"A run is one seed of one fold, of {', '.join(sorted(folds))}.")
+    said += cost_of_joint_training(rows, brief) + joint_against_ensemble(rows)
+    for base in (None, CALIBRATED):
+        if base is None or base in heads(rows.get(ENSEMBLE, {})):
+            said += against_ensemble(rows, base)[:1 if brief else None]
+    return " ".join(said)
 
 
 def readme(runs):
     """What README shows: the overview, and of each dataset what joint training costs and whether a
-    method is shown to beat the ensemble."""
-    said = [" ".join([f"**{', '.join(section)}.**", *cost_of_joint_training(rows),
-                      against_ensemble(rows)[0]]) for section, rows in runs.items()]
-    return overview(runs) + "".join(f"\n{textwrap.fill(line, 100, break_long_words=False)}\n"
-                                    for line in said)
-
-
-# ---- the ledger ----------------------------------------------------------------------------------
-BEST = "best test epoch less last"
-EFFECTS = {     # of its lines: what is measured, a row and a rule less another row and rule
-    "D4": (BEST, "dimml", "best_test", "dimml", "last"),
-    "J3": (BEST, "joint_baseline.ogm_ge", "best_test", "joint_baseline.ogm_ge", "last"),
-    "U3": ("CKA less CLUB", "udi.cka", "last", "udi", "last"),
-    "U4": ("fixed at 1/2 less moving", "udi.interaction0.5-0.5", "last", "udi", "last"),
-    "U5": ("stage 1 less scratch", "udi.stage1", "last", "udi", "last"),
-}
-
-
-def effects(runs):
-    """{line of the ledger: what the runs, ablations too, say of its effect}."""
-    said = {}
-    for line, (what, ours, rule, base, base_rule) in EFFECTS.items():
-        a, b = (functools.partial(accuracy, rule=r) for r in (rule, base_rule))
-        found = [(dataset, *compare(rows[ours], rows[base], a, b))
-                 for (dataset, _), rows in runs.items() if {ours, base} <= rows.keys()]
-        if found:
-            said[line] = f"{what}, points: " + "; ".join(
-                f"{dataset} {points(mean, half)} (n = {n})" for dataset, mean, half, n in found)
-    return said
-
-
-def put_effects(said, page):
-    """Puts what is said of lines of the ledger into the last cells of these lines."""
-    text = page.read_text(encoding="utf-8")
-    for line, cell in said.items():
-        text = re.sub(rf"^(\| {line} \|.*\|)[^|]*\|$", rf"\1 {cell} |", text, flags=re.M)
-    with whole_file(page) as file:
-        file.write(text.encode())
+    row is shown to beat the ensemble."""
+    text = f"{overview(runs)}\nThe intervals hold for these test items.\n\n"
+    for section, rows in runs.items():
+        said = f"- {paragraph(section, rows, brief=True)}"
+        text += textwrap.fill(said, 100, subsequent_indent="  ", break_long_words=False) + "\n"
+    return text
 
 
 # ---- the picture ---------------------------------------------------------------------------------
 def picture(runs):
-    """An SVG, as bytes: test accuracy of four methods' answers beside each encoder's probe, mean
-    and standard deviation. Without a background and in a middle grey, for white and for black."""
+    """An SVG, as bytes: test accuracy of a few rows' answers beside each encoder's probe, mean and
+    standard deviation. Without a background and in a middle grey, for white and for black."""
     import matplotlib
     from matplotlib.figure import Figure
-    grey, methods = "#7d8590", {JOINT: ("joint", "#d55e00"), ENSEMBLE: ("ensemble", "#999999"),
-                                "dimml": ("DI-MML", "#2b8cd6"), "udi": ("UDI", "#009e73")}
+    grey = "#7d8590"
+    bars = {JOINT: ("joint", "#d55e00"), "joint_baseline.gated": ("gated fusion", "#cc79a7"),
+            ENSEMBLE: ("ensemble", "#999999"), "dimml": ("DI-MML", "#2b8cd6"),
+            "udi": ("UDI", "#009e73")}
     settings = {"svg.fonttype": "path", "svg.hashsalt": "nanoMML", "font.size": 9,
                 "axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False}
     settings |= {f"{what}.color": grey for what in ("text", "xtick", "ytick")}
     settings |= {"axes.edgecolor": grey, "axes.labelcolor": grey}
+    # the set that is real and of three modalities first
+    sections = sorted(runs, key=lambda section: section[0] != "utdmhad")
+    height, legend = -(-len(sections) // 3), {}
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(9, 2.7), layout="constrained")
-        axes = figure.subplots(1, len(runs), squeeze=False)[0]
-        for ax, (section, rows) in zip(axes, runs.items()):
+        figure = Figure(figsize=(9, 0.3 + 2.4 * height), layout="constrained")
+        panels = figure.subplots(height, min(3, len(sections)), squeeze=False).flat
+        for ax, section in itertools.zip_longest(panels, sections):
+            if section is None:
+                ax.set_axis_off()
+                continue
+            rows = runs[section]
             groups = {"answer": accuracy} | {f"{m}\nencoder": probe(m) for m in modalities(rows)}
-            for k, (row, (label, colour)) in enumerate(methods.items()):
+            there = [row for row in bars if row in rows]
+            for k, row in enumerate(there):
+                name, colour = bars[row]
+                legend[name] = matplotlib.patches.Patch(color=colour)
                 for x, measure in enumerate(groups.values()):
-                    values = list(measure(rows.get(row, {})).values())
+                    values = list(measure(rows[row]).values())
                     if values:
                         std = statistics.stdev(values) if len(values) > 1 else None
-                        ax.bar(x + 0.2 * (k - 1.5), statistics.mean(values), 0.18, yerr=std,
+                        left = x + 0.8 * ((k + 0.5) / len(there) - 0.5)
+                        ax.bar(left, statistics.mean(values), 0.72 / len(there), yerr=std,
                                color=colour, ecolor=grey, error_kw={"elinewidth": 0.8})
             ax.set_xticks(range(len(groups)), groups)
             ax.tick_params(axis="x", length=0)
             ax.set(title=", ".join(section), ylim=(0, 100))
-        axes[0].set_ylabel("test accuracy, %")
-        handles = [matplotlib.patches.Patch(color=colour) for _, colour in methods.values()]
-        figure.legend(handles, [label for label, _ in methods.values()], loc="outside upper center",
-                      ncols=4, frameon=False)
+            if ax.get_subplotspec().is_first_col():
+                ax.set_ylabel("test accuracy, %")
+        figure.legend(legend.values(), legend, loc="outside upper center", ncols=5, frameon=False)
         file = io.BytesIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
         return file.getvalue()
@@ -540,16 +611,13 @@ def put_between(begin, end, text, page):
 def main(argv=None):
     parser = argparse.ArgumentParser("python -m results.table", description="Tables of results.")
     parser.add_argument("folders", nargs="*", metavar="DIR", help="(default: results/runs)")
-    parser.add_argument("--ablations", action="store_true", help="show them too")
-    parser.add_argument("--readme", action="store_true", help="write README and ledger")
+    parser.add_argument("--ablations", action="store_true", help="show the published ones too")
+    parser.add_argument("--readme", action="store_true", help="write README's table and picture")
     args = parser.parse_args(argv)
     if args.readme and args.folders:
         raise DataError("--readme shows the published runs: give no DIR with it")
     runs = load(*args.folders)
-    said = effects(runs) if args.readme else {}
-    hidden = {row for rows in runs.values() for row in rows if is_ablation(row)}
-    if hidden and not args.ablations:
-        warn(f"ablations that are not shown without --ablations: {', '.join(sorted(hidden))}")
+    if not args.ablations and not args.folders:
         runs = without_ablations(runs)
     if not runs:
         raise DataError(f"no runs to show in {', '.join(args.folders) or RUNS}")
@@ -558,12 +626,11 @@ def main(argv=None):
         put_between(BEGIN, END, readme(runs), ROOT / "README.md")
         with whole_file(ROOT / "docs/results.svg") as file:
             file.write(drawn)
-        put_effects(said, ROOT / "results/DEVIATIONS.md")
         return
     print(overview(runs))
     print(LEGEND)
     for section, rows in runs.items():
-        print(f"\n{words(section, rows)}\n\n{details(section, rows)}", end="")
+        print(f"\n{paragraph(section, rows)}\n\n{details(rows)}", end="")
 
 
 if __name__ == "__main__":

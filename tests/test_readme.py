@@ -43,12 +43,7 @@ def test_the_code_that_readme_quotes_is_that_of_the_files():
 
 def test_results_are_those_of_the_runs():
     shown = README.split(table.BEGIN + "\n")[1].split(table.END)[0]
-    runs = table.load()
-    assert shown == table.readme(table.without_ablations(runs))
-    ledger = PAGES[ROOT / "results/DEVIATIONS.md"]
-    cells = dict(re.findall(r"^\| (\w+) \|.*\| ([^|]*) \|$", ledger, re.M))
-    for line, said in table.effects(runs).items():
-        assert cells[line] == said
+    assert shown == table.readme(table.without_ablations(table.load()))
 
 
 def test_what_the_two_commands_print_is_that_of_the_runs():

@@ -1,7 +1,6 @@
 """The sweep: every cell once, through interrupts, and nothing over a result of another config."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -19,58 +18,89 @@ from results import sweep
 
 SHORT = ["--seeds", "1", "--", "--batch-size", "16", "--epochs", "2"]
 ROWS = ["--rows", "joint_baseline.concat", "joint_baseline.sum"]
+MINE = """
+import argparse, os, sys
+from pathlib import Path
+import data
+
+def plan(argv):
+    flags = dict(zip(argv[::2], argv[1::2]))
+    alpha = "alpha" + flags["--alpha"] if "--alpha" in flags else ""
+    if alpha == "alpha0":
+        raise data.DataError("--alpha cannot be 0")
+    path = Path(flags["--out"]) / f"mine{alpha}-tiny-seed{flags['--seed']}"
+    config = dict(method="mine", variant=alpha, dataset="tiny", seed=int(flags["--seed"]))
+    return argparse.Namespace(amp="auto"), path, config
+
+if __name__ == "__main__":
+    print(os.environ["OMP_NUM_THREADS"], repr(os.environ["CUDA_VISIBLE_DEVICES"]), sys.argv[-1])
+"""
+
+
+def names(*argv):
+    """The names of a grid's cells, in their order."""
+    flags = {"rows": ["main"], "datasets": ["synthetic"], "seeds": 1, "data_dir": "datasets",
+             "out": "runs", "flags": [], **dict(zip(argv[::2], argv[1::2]))}
+    return [cell.path.name for cell in sweep.grid(type("Args", (), flags))]
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A script that is not ours, in the folder that the sweep is started from."""
+    (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
 
 
 # ---- which cells there are -----------------------------------------------------------------------
 @pytest.mark.parametrize("row", sweep.ROWS)
-def test_a_row_is_called_as_its_script_calls_it(row, tiny, tmp_path):
-    argv = ["--dataset", tiny, "--out", str(tmp_path), *sweep.ROWS[row].split()]
-    cell, config, done = sweep.planned(row, argv)
-    assert cell.path == tmp_path / f"{row}-tiny-official-seed0" and not done
-    assert Path(cell.script) == ROOT / f"{row.split('.')[0]}.py"
+def test_a_row_is_called_as_its_script_calls_it(row, tiny):
+    assert names("rows", [row], "datasets", [tiny]) == [f"{row}-tiny-official-seed0"]
 
 
-class Grid:
-    rows, datasets, seeds, workers = ["udi.cka", "main"], ["synthetic", "ave:clean"], 2, 1
-    data_dir, out, flags = "datasets", "runs", ["--epochs", "3"]
-
-    def __init__(self, **changed):
-        vars(self).update(changed)
-
-
-def test_seed_by_seed_and_main_rows_of_all_sets_before_ablations():
-    cells = [(row, argv[argv.index("--seed") + 1], argv[1]) for row, argv in sweep.grid(Grid())]
-    assert len(cells) == 2 * 2 * 11
-    assert cells[0] == ("joint_baseline.ensemble", "0", "synthetic")
-    assert cells[10] == ("joint_baseline.ensemble", "0", "ave")
-    assert cells[20] == ("joint_baseline.ensemble", "1", "synthetic")
-    assert [cell for cell in cells if cell[0] == "udi.cka"] == cells[40:]
-    argv = dict(sweep.grid(Grid()))["dimml.duc0"]
-    assert argv == ("--dataset ave --split clean --data-dir datasets --seed 1 --out runs "
-                    "--duc-weight 0 --epochs 3").split()
-
-
-@pytest.mark.parametrize("flag", ["--seed", "--seed=3", "--data", "--out", "--gpu", "--sp", "--bal",
-                                  "--duc-weight=1", "--resume", "--help", "-h", "--modality"])
-def test_what_a_cell_sets_itself_is_refused_after_the_dashes(flag):
-    with pytest.raises(DataError, match=f"{flag} after --"):
-        list(sweep.grid(Grid(flags=["--epochs", "3", flag])))
+def test_seed_by_seed_and_main_rows_of_all_sets_before_ablations(tiny, tmp_path, mine):
+    other = shutil.copytree(tiny, tmp_path / "synergy")
+    cells = names("rows", ["udi.cka", "mine.py", "main", "mine.py --alpha 2"], "seeds", 2,
+                  "datasets", [tiny, str(other)])
+    seeds = [int(name[-1]) for name in cells]
+    tiny_main, synergy_main, ablations = 10 + 2, 12, 2
+    assert seeds == [0] * (tiny_main + synergy_main) + [1] * (tiny_main + synergy_main) + (
+        [0] * ablations + [1] * ablations)
+    assert cells[:3] == ["mine-tiny-seed0", "joint_baseline.ensemble-tiny-official-seed0",
+                         "joint_baseline.concat-tiny-official-seed0"]
+    assert "joint_baseline.gated-synergy-official-seed0" in cells
+    assert not any("udi.cka" in name for name in cells[:-4])
 
 
 @pytest.mark.parametrize("flags,message", [
     (["--rows", "udi.never"], "--rows udi.never: there are main, ablations"),
+    (["--rows", "never.py"], "never.py is no script of a row"),
+    (["--rows", "empty.py --alpha 2"], "empty.py is no script of a row, with a function `plan`"),
+    (["--rows", "mine.py --alpha 0"], "no row can be run: mine.py --alpha 0 on synthetic: --alpha"),
     (["--seeds", "0"], "--seeds and --workers must be at least 1"),
-    (["--datasets", "nowhere"], "nowhere"),
+    (["--datasets", "nowhere"], "no row can be run: joint_baseline.py --ensemble on nowhere"),
+    (["--", "--seed=3"], "--seed=3 after --: that is for the sweep to set"),
 ])
-def test_usage(flags, message, tmp_path):
+def test_usage(flags, message, tmp_path, mine):
+    (tmp_path / "empty.py").write_text("", encoding="utf-8")
     with pytest.raises(DataError, match=message):
-        sweep.main([*flags, "--out", str(tmp_path / "runs")])
+        sweep.main(flags)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_row_that_cannot_run_is_left_out_with_its_reason(tiny, tmp_path, capsys):
+    """A dataset without validation items: udi cannot choose its anchor."""
+    rows = ["joint_baseline.concat", "udi", "udi.cka", "dimml"]
+    cells = names("rows", rows, "datasets", [tiny], "flags", ["--val", "0"])
+    assert [name.split("-")[0] for name in cells] == ["joint_baseline.concat", "dimml"]
+    first, second = capsys.readouterr().err.splitlines()
+    assert "left out: udi.py on " in first and "left out: udi.py --complement cka on " in second
+    with pytest.raises(DataError, match="no row can be run: udi.py"):
+        names("rows", ["udi"], "datasets", [tiny], "flags", ["--val", "0"])
 
 
 # ---- nothing is written over another run ---------------------------------------------------------
 @pytest.mark.parametrize("suffix,message", [
-    ("json", "sum-tiny-official-seed0.json.*epochs 1 .now 2."),
+    ("json", "sum-tiny-official-seed0.json is of another run: epochs 1 .now 2."),
     ("pt", "sum-tiny-official-seed0.pt is of another run: epochs 1")])
 def test_a_file_of_another_config_is_named_before_anything_is_trained(suffix, message, tiny,
                                                                       tmp_path):
@@ -79,20 +109,24 @@ def test_a_file_of_another_config_is_named_before_anything_is_trained(suffix, me
     if suffix == "json":
         Path(f"{path}.json").write_text(json.dumps(config), encoding="utf-8")
     else:
-        torch.save({"config": config, "log": []}, f"{path}.pt")
+        made = {"precision": "float32"}
+        torch.save({"config": config, "log": [], "made": made}, f"{path}.pt")
     with pytest.raises(DataError, match=message):
         sweep.main([*ROWS, "--datasets", tiny, "--out", str(tmp_path), *SHORT])
     assert not list(tmp_path.glob("*.log"))
 
 
-def test_two_folders_of_one_name_are_refused(tiny, tmp_path):
+def test_two_runs_of_one_name_are_refused(tiny, tmp_path, mine):
+    (tmp_path / "other").mkdir()
+    shutil.copy("mine.py", "other/mine.py")
+    with pytest.raises(DataError, match="two runs would both be called runs/mine-tiny-seed0: .*/m"):
+        names("rows", ["mine.py", "other/mine.py"])
     other = shutil.copytree(tiny, tmp_path / "other" / "tiny")
     meta = json.loads((other / "meta.json").read_text(encoding="utf-8"))
-    file = next(iter(meta["sha256"]))
-    meta["sha256"][file] = "0" * 64
+    meta["sha256"]["label.npy"] = "0" * 64
     (other / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-    with pytest.raises(DataError, match="two runs would both be called .*concat-tiny"):
-        sweep.main([*ROWS, "--datasets", tiny, str(other), "--out", str(tmp_path), *SHORT])
+    with pytest.raises(DataError, match="called runs/.*concat-tiny.*: label.npy"):
+        names("rows", ROWS[1:], "datasets", [tiny, str(other)])
 
 
 # ---- training for real ---------------------------------------------------------------------------
@@ -101,8 +135,7 @@ def test_from_another_folder_and_again(tiny, tmp_path, monkeypatch, capsys):
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    argv = [*ROWS, "--datasets", "tiny", "--data-dir", "..", "--workers", "2", "--out", "runs",
-            *SHORT]
+    argv = [*ROWS, "--datasets", "tiny", "--data-dir", "..", "--workers", "2", *SHORT]
     assert not sweep.main(argv)
     results = sorted((here / "runs").glob("*.json"))
     assert [path.name for path in results] == [f"joint_baseline.{fusion}-tiny-official-seed0.json"
@@ -114,20 +147,6 @@ def test_from_another_folder_and_again(tiny, tmp_path, monkeypatch, capsys):
     assert [path.stat().st_mtime_ns for path in results] == before
 
 
-def children(process):
-    said = subprocess.run(["ps", "-A", "-o", "ppid=,pid="], capture_output=True, text=True).stdout
-    pairs = [line.split() for line in said.splitlines()]
-    return [int(pid) for parent, pid in pairs if int(parent) == process.pid]
-
-
-def alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 @pytest.mark.parametrize("sent,code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_of_the_sweep_alone_ends_its_children(sent, code, tiny, tmp_path):
     argv = [*ROWS, "--datasets", tiny, "--workers", "2", "--out", str(tmp_path), *SHORT[:-1], "500"]
@@ -136,26 +155,32 @@ def test_an_interrupt_of_the_sweep_alone_ends_its_children(sent, code, tiny, tmp
     while len(list(tmp_path.glob("*.pt"))) < 2:      # both are training
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.1)
-    pids = children(process)
-    assert len(pids) == 2
+    said = subprocess.run(["ps", "-A", "-o", "ppid=,pid="], capture_output=True, text=True).stdout
+    pairs = [line.split() for line in said.splitlines()]
+    children = [pid for parent, pid in pairs if int(parent) == process.pid]
+    assert len(children) == 2
     process.send_signal(sent)
     assert "interrupted" in process.communicate(timeout=60)[1] and process.returncode == code
-    assert not any(map(alive, pids))
+    assert subprocess.run(["ps", "-p", ",".join(children)], capture_output=True).returncode == 1
     assert not list(tmp_path.glob("*.json"))         # but checkpoints, to go on from
     assert len(list(tmp_path.glob("*.pt"))) == 2
 
 
-def test_threads(tmp_path, monkeypatch):
-    """A child has its share of the cores, unless the user has said how many threads."""
-    script = tmp_path / "script.py"
-    script.write_text("import os; print(os.environ['OMP_NUM_THREADS'])", encoding="utf-8")
-    for said, threads, expected in ((None, 3, "3"), ("7", 3, "7"), ("7", None, "7")):
-        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-        if said:
-            monkeypatch.setenv("OMP_NUM_THREADS", said)
-        cell = sweep.Cell(str(script), [], tmp_path / f"out{said}{threads}")
-        assert sweep.end(cell, sweep.start(cell, threads=threads)) == 0
-        assert Path(f"{cell.path}.log").read_text(encoding="utf-8") == f"{expected}\n"
+def test_what_children_see(tmp_path, mine, monkeypatch):
+    """On the CPU a share of the cores, unless the user has said how many threads, and no GPU; three
+    entries of --gpus are three processes."""
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(sweep.os, "process_cpu_count", lambda: 6, raising=False)
+    monkeypatch.setattr(sweep, "pick_device", lambda gpu, amp: None)
+    for flags, said in ((["--workers", "2"], "3 '' --resume\n"),
+                        (["--gpus", "1", "1", "1"], "2 '0' 1\n")):
+        out = tmp_path / flags[0]
+        assert not sweep.main(["--rows", "mine.py", "--seeds", "4", "--out", str(out), *flags])
+        assert [log.read_text(encoding="utf-8") for log in out.glob("*.log")] == [said] * 4
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert not sweep.main(["--rows", "mine.py", "--seeds", "1", "--out", "own"])
+    assert next(Path("own").glob("*.log")).read_text(encoding="utf-8").startswith("7 ")
 
 
 def test_slurm_submits_the_same_cells_and_one_that_fails_is_named(tiny, tmp_path, capsys):
