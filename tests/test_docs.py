@@ -4,11 +4,16 @@ import ast
 import importlib.util
 import re
 import subprocess
+import wave
 
 import numpy as np
 import pytest
-from conftest import ROOT, SmallEncoder, arrays, shrink
+import torch
+from conftest import ROOT, SmallEncoder, arrays
+from PIL import Image
+from torchvision.models import resnet18
 
+import balance
 import dimml
 import joint_baseline
 import udi
@@ -16,10 +21,11 @@ from data import open_dataset, store
 from results import sweep, table
 
 FLAGS = ["--batch-size", "8", "--epochs", "2"]
-RUNS = {"dimml": [(dimml, ["--warmup", "1", "--fusion-epochs", "1"])], "udi": [(udi, [])],
-        "joint_baseline": [(joint_baseline, ["--balance", "ogm_ge"]),
-                           (joint_baseline, ["--balance", "mmpareto"]),
-                           (joint_baseline, ["--modality", "image"])]}
+RUNS = {"dimml": [(dimml, ["--warmup", "1", "--fusion-epochs", "1"])],
+        "joint_baseline": [(joint_baseline, ["--ensemble"]), (joint_baseline, [])],
+        "udi": [(udi, [])],
+        "balance": [(balance, []), (balance, ["--balance", "ogm_ge"]),
+                    (balance, ["--balance", "mmpareto"])]}
 
 
 def page(name):
@@ -35,57 +41,62 @@ def definitions(path):
 
 def in_brackets(text):
     """["f", "g"] of a text that says (`f`, `g`)."""
-    return [name for names in re.findall(r"\((`[\w.]+`(?:, `[\w.]+`)*)\)", text)
-            for name in re.findall(r"`([\w.]+)`", names)]
+    groups = re.findall(r"\((`[\w.]+`(?:,\s`[\w.]+`)*)\)", text)
+    return re.findall(r"`([\w.]+)`", " ".join(groups))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small():
-    with pytest.MonkeyPatch.context() as patch:
-        shrink(patch)
-        yield
+def module_of(source, path):
+    """A script's source as a module of the name of a file."""
+    path.write_text(source, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A prepared folder `tiny` of 48 items, with room for runs beside it."""
-    return store.write(tmp_path_factory.mktemp("docs") / "tiny", **arrays())
+    """A prepared folder `tiny` of sounds and pictures as docs/your_data.md makes them, with room
+    for runs beside it."""
+    made = arrays(size=64)
+    sound = np.random.default_rng(0).normal(0, 1000, (48, 32_000)).astype(np.int16)
+    made["modalities"]["audio"] = dict(kind="audio", array=sound, standardize=True)
+    return store.write(tmp_path_factory.mktemp("docs") / "tiny", **made)
 
 
 @pytest.fixture(scope="module")
 def results(folder):
     """{method: results on it}."""
     given = ["--dataset", str(folder), "--out", str(folder.parent), *FLAGS]
-    return {method: [script.main([*given, *flags]) for script, flags in runs]
-            for method, runs in RUNS.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        for script in (balance, dimml, joint_baseline, udi):
+            patch.setattr(script, "Encoder", SmallEncoder)
+        yield {method: [script.main([*given, *flags]) for script, flags in runs]
+               for method, runs in RUNS.items()}
 
 
 @pytest.mark.parametrize("method", RUNS)
 def test_every_implementation_detail_names_the_function_that_holds_it(method):
     section, = re.findall(r"## Implementation details\n(.*?)\n\n[A-Z#]", page(method), re.S)
-    details = re.split(r"^\d+\. ", section, flags=re.M)[1:]
-    assert len(details) >= 5
-    for detail in details:
+    for detail in re.split(r"^\d+\. ", section, flags=re.M)[1:]:
         named = in_brackets(detail)
         assert named and set(named) <= definitions(f"{method}.py"), detail
 
 
 def test_every_line_of_the_ledger_names_what_exists():
     text = (ROOT / "results/DEVIATIONS.md").read_text(encoding="utf-8")
-    scripts, count = {"D": "dimml.py", "U": "udi.py", "J": "joint_baseline.py"}, 0
+    scripts = {"D": ["dimml.py"], "U": ["udi.py"], "J": ["joint_baseline.py", "balance.py"]}
     for letter, number, line in re.findall(r"^\| ([DUJ])(\d+) (\|.*)", text, re.M):
         for name in in_brackets(line):
             *module, function = name.split(".")
-            path = "/".join(module) + ".py" if module else scripts[letter]
-            path = "data/__init__.py" if module == ["data"] else path
-            assert function in definitions(path), f"{letter}{number}: {name}"
-            count += 1
-    assert count >= 40
-    for letter in scripts:
-        numbers = re.findall(rf"^\| {letter}(\d+) \|", text, re.M)
-        assert numbers == [str(1 + n) for n in range(len(numbers))]
-    code = "".join((ROOT / name).read_text(encoding="utf-8") for name in scripts.values())
-    assert set(re.findall(r"\b[DUJ]\d+\b", code)) <= set(re.findall(r"^\| (\w+) \|", text, re.M))
+            paths = ["/".join(module) + ".py"] if module else scripts[letter]
+            paths = ["data/__init__.py"] if module == ["data"] else paths
+            there = set.union(*map(definitions, paths))
+            assert function in there, f"{letter}{number}: {name}"
+    named = re.findall(r"^\| ([DUJ]\d+) \|", text, re.M)
+    assert len(named) > 50 and len(named) == len(set(named))
+    code = [(ROOT / path).read_text(encoding="utf-8") for path in sum(scripts.values(), [])]
+    assert set(re.findall(r"\b[DUJ]\d+\b", "".join(code))) <= set(named)
 
 
 @pytest.mark.parametrize("method", RUNS)
@@ -95,6 +106,7 @@ def test_every_logged_entry_is_explained(method, results):
     explained = set(re.findall(r"\w+", " ".join(named)))
     for result in results[method]:
         names = {*result, *result["heads"], *result["test"], *result.get("choice", {})}
+        names |= {key for stretch in result["code"] for key in stretch}
         for record in result["epochs"]:
             names |= {*record, record["stage"], *record["loss"], *record.get("interaction", {})}
             names |= {key for row in record.get("balance", {}).values() for key in row}
@@ -102,40 +114,62 @@ def test_every_logged_entry_is_explained(method, results):
         assert names <= explained
 
 
-def test_ablations_are_called_as_the_sweep_calls_them():
-    rows = re.findall(r"^\| `(udi[\w.-]*)` \| `python udi.py ?(.*?)` \|", page("udi"), re.M)
-    assert dict(rows) == {row: flags for row, flags in sweep.ROWS.items() if row.startswith("udi")}
+def test_rows_are_called_as_the_sweep_calls_them():
+    pages = "".join(map(page, RUNS))
+    rows = re.findall(r"^\| `([\w.-]+)` \| `python (\w+)\.py ?(.*?)` \|", pages, re.M)
+    assert all(row.split(".")[0] == script for row, script, _ in rows)
+    assert {row: flags for row, _, flags in rows} == {
+        row: flags or ("--balance auxiliary" if row == "balance.auxiliary" else "")
+        for row, flags in sweep.ROWS.items()}
 
 
-def test_a_checkpoint_predicts_as_its_run_did(folder, results):
-    code, = re.findall(r"```python\n(.*?)```", page("predict"), re.S)
+def test_a_checkpoint_predicts_as_its_run_did_and_for_files(folder, results, tmp_path, monkeypatch):
+    predict, prepare = re.findall(r"```python\n(.*?)```", page("predict"), re.S)
     ds, result = open_dataset(folder), results["dimml"][0]
     items = {m: np.array(mod.array[ds.indices("test")]) for m, mod in ds.modalities.items()}
     given = {"path": folder.parent / "dimml-tiny-official-seed0.pt", "items": items}
-    exec(code, given)
+    exec(predict, given)
     predictions = result["test"]["heads"]["fused"]["predictions"]
     assert given["answers"] == [ds.classes[c] for c in predictions]
     assert len(set(given["answers"])) > 1
-    exec(code, given | {"items": {m: array[:1] for m, array in items.items()}})     # a single item
+
+    monkeypatch.chdir(tmp_path)
+    with wave.open("new.wav", "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(items["audio"][0, :20_000].tobytes())
+    Image.fromarray(items["image"][0, 0].transpose(1, 2, 0)).resize((80, 60)).save("new.jpg")
+    exec(prepare, given)
+    assert given["items"]["audio"].shape == (1, 32_000)     # of 1.25 s, the rest is silence
+    assert (given["items"]["audio"][0, :20_000] == items["audio"][0, :20_000]).all()
+    exec(predict, given)
+    assert given["answers"][0] in ds.classes
 
 
-def test_the_fork_trains_under_its_own_name(folder, tmp_path):
+def test_the_fork_trains_under_its_own_name(folder, results, tmp_path):
     diff, = re.findall(r"```diff\n(.*?)```", page("fork"), re.S)
     fork = tmp_path / "mine.py"
-    fork.write_text((ROOT / "joint_baseline.py").read_text(encoding="utf-8"), encoding="utf-8")
-    identity = ["-c", "user.name=n", "-c", "user.email=e"]
-    for words in (["init", "-q"], [*identity, "commit", "-q", "--allow-empty", "-m", "m"]):
-        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    fork.write_text((ROOT / "balance.py").read_text(encoding="utf-8"), encoding="utf-8")
     subprocess.run(["git", "apply"], input=diff, text=True, cwd=tmp_path, check=True)
-    spec = importlib.util.spec_from_file_location("mine", fork)
-    mine = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(mine)
+    mine = module_of(fork.read_text(encoding="utf-8"), fork)
     mine.Encoder = SmallEncoder
-    flags = ["--dataset", str(folder), *FLAGS, "--out", str(tmp_path)]
-    result, plain = mine.main(flags), joint_baseline.main(flags)
-    assert (result["method"], result["variant"]) == ("mine", "concat")
-    assert result["commit"].endswith("-dirty")                      # untracked
-    assert (tmp_path / "mine.concat-tiny-official-seed0.json").exists()
-    assert set(table.load(tmp_path)["tiny", "official"]) == {"mine.concat", "joint_baseline.concat"}
-    ours, theirs = (run["epochs"][1]["loss"]["joint"] for run in (result, plain))
-    assert ours != theirs                                           # the loop is another one
+    flags = ["--dataset", str(folder), *FLAGS, "--out", str(tmp_path), "--alpha"]
+    forks = {alpha: mine.main([*flags, alpha]) for alpha in ("1", "2")}
+    assert set(table.load(tmp_path)["tiny", "official"]) == {
+        "mine.auxiliary", "mine.auxiliary.alpha2"}
+    runs = (*forks.values(), results["balance"][0])
+    assert len({run["epochs"][1]["loss"]["joint"] for run in runs}) == 3    # each its own loop
+
+
+def test_the_encoder_can_begin_with_the_weights_of_torchvision(tmp_path, monkeypatch):
+    lines, = re.findall(r"```python\n(.*?)```", page("fork"), re.S)
+    last = "        del self.avgpool, self.fc\n"
+    source = (ROOT / "dimml.py").read_text(encoding="utf-8").replace(last, lines + last)
+    mine, trained = module_of(source, tmp_path / "mine.py"), resnet18(weights=None).eval()
+    mine.resnet18 = lambda weights: trained
+    x = torch.rand(2, 3, 64, 64)
+    pooled = {}
+    trained.avgpool.register_forward_hook(lambda _, z, pool: pooled.update(z=z[0].mean((2, 3))))
+    trained(x)
+    with torch.no_grad():
+        assert torch.allclose(mine.Encoder(3).eval()(x[:, None]), pooled["z"], atol=1e-5)
+        assert mine.Encoder(1).eval()(x[:, None, :1]).shape == (2, 512)
