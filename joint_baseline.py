@@ -14,8 +14,8 @@ every method here, and so is the same ensemble calibrated: one temperature a mod
     python joint_baseline.py --dataset ave --gpu 0 --fusion film
     python joint_baseline.py --dataset ave --gpu 0 --modality audio
 
-Read it top to bottom: recipe, calibration, model, evaluation, training. `data` does what is no
-method: flags, batches, files. Departures from published code: results/DEVIATIONS.md.
+Read it top to bottom: recipe, calibration, model, evaluation, training. The package `data` holds
+what is not the method: flags, batches, files. Departures: results/DEVIATIONS.md.
 """
 
 import math
@@ -44,16 +44,17 @@ RECIPE = dict(
     encoder_lr_factor=1.0,  # --ensemble: times lr for the encoders, a control for methods whose
 )                           # encoders get larger gradients
 CHANGES = {                 # by dataset; those of the last three are ours
-    "cremad": {}, "ave": {}, "ucf101": {}, "modelnet40": {},        # as it is
+    "cremad": {}, "ave": {}, "ucf101": {}, "modelnet40": {},        # RECIPE as it is
     "avletters": dict(epochs=40, lr=0.01, lr_step=32),
     "utdmhad": dict(epochs=40, lr=0.01, lr_step=32),
     "modelnet40_points": dict(epochs=10, batch_size=64, lr=0.01, lr_step=8),
 }
-SMALL = dict(epochs=15, lr=3e-3, lr_step=12)        # any other dataset
+SMALL = dict(epochs=15, lr=3e-3, lr_step=12)        # any other set, ours
 
 
 def plan(argv=None):
-    """What a command line asks for: args, dataset, recipe, the run's path, its config."""
+    """What a command line asks for: args, dataset, recipe, the path of the run's files without
+    suffix, and its config: two runs of one config are one run."""
     parser = data.parser(__doc__, RECIPE)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--fusion", choices=["concat", "sum", "film", "gated"], default="concat")
@@ -88,13 +89,16 @@ def calibration_temperature(logits, labels):
 
 # ---- the model -----------------------------------------------------------------------------------
 class Encoder(ResNet):
-    """ResNet-18 from scratch: (B, T, C, H, W) -> (B, 512), the mean over time and space."""
+    """ResNet-18 from scratch: (B, T, C, H, W) -> (B, 512), the mean over time and space.
+
+    Every modality comes as T pictures of C channels; a spectrogram is one picture.
+    """
 
     def __init__(self, in_channels):
         super().__init__(BasicBlock, [2, 2, 2, 2])
         self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
 
-        # initial weights as in the DI-MML code
+        # the new convolution like torchvision's others, BatchNorm as in the DI-MML code
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -192,7 +196,8 @@ def features_of(part, model, ds, device, amp, batch_size):
     """Features of a whole part, eval mode, not augmented: {m: (N, 512)}, labels (N,)."""
     model.eval()
     batches, labels = [], []
-    for inputs, y, _ in ds.batches(part, 2 * batch_size, device):   # twice fits without gradients
+    # without gradients to store there is room for twice the batch
+    for inputs, y, _ in ds.batches(part, 2 * batch_size, device):   # the third: the items' numbers
         with amp:
             batches.append(model.features(inputs))
         labels.append(y)
@@ -221,18 +226,12 @@ def probe(z, y, z_test, y_test):
 # ---- training ------------------------------------------------------------------------------------
 def main(argv=None):
     """Train what a command line asks for; returns the result, the dict that is written to JSON."""
-    args, ds, r, path, config = plan(argv)
-    with data.claim(path):                          # one run of this name at a time
-        result = data.finished(path, config, args.amp)
-        if result is None:
-            result = train(args, ds, r, path, config)
-        data.report(path, result, __file__)
-    return result
+    return data.run_once(__file__, train, *plan(argv))
 
 
 def train(args, ds, r, path, config):
     """r.epochs epochs, then the result."""
-    checkpoint = data.half_done(path, config, args.resume, args.amp)
+    checkpoint = data.half_done(path, config, args.resume, args.amp)        # to go on from, or None
     ds.check(r.batch_size)
     device, dtype = data.pick_device(args.gpu, args.amp, checkpoint)
     amp = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)    # of the encoders
@@ -242,7 +241,8 @@ def train(args, ds, r, path, config):
     stage = "alone" if args.ensemble or args.modality else "joint"
     fusion = args.fusion if stage == "joint" else None
     model = Model(ds.in_channels, len(ds.classes), fusion).to(device)
-    if device.type == "cuda" or dtype == torch.bfloat16:    # slower for small float32 on a CPU
+    # the faster layout, but for small pictures in float32 on a CPU
+    if device.type == "cuda" or dtype == torch.bfloat16:
         model = model.to(memory_format=torch.channels_last)
     encoders = set(model.encoders.parameters())
     heads = [p for p in model.parameters() if p not in encoders]
@@ -253,7 +253,7 @@ def train(args, ds, r, path, config):
     if checkpoint:
         data.restore(path, checkpoint, model, optimizer, generator)
         log = checkpoint["log"]
-    made = data.provenance(__file__, path, model, device, dtype, checkpoint)
+    provenance = data.provenance(__file__, path, model, device, dtype, checkpoint)
     print(f"{path.name}: {dtype} on {device}, {len(log)} of {r.epochs} epochs done before")
 
     for epoch in range(len(log), r.epochs):
@@ -290,19 +290,20 @@ def train(args, ds, r, path, config):
         # evaluation; the test scores are recorded, and nothing is ever chosen by them
         record = dict(stage=stage, epoch=epoch, lr=lr, loss=mean, val={}, test={})
         for part in ("val", "test"):
-            if len(ds.indices(part)) == 0:
+            if len(ds.indices(part)) == 0:          # there may be no validation items
                 continue
             z, y = features_of(part, model, ds, device, amp, r.batch_size)
             with torch.no_grad():
-                # validation comes first: its items give the temperatures of both parts
+                # validation comes first: its items give the temperatures for both parts
                 if part == "val" and args.ensemble:
                     own = model.own_logits(z)
                     temperatures = {m: calibration_temperature(own[m], y) for m in own}
                     record["temperatures"] = temperatures
-                answers = model.logits(z, temperatures)
-            record[part] = {head: scores(o, y) for head, o in answers.items()}
-        log.append({**record, "seconds": time.time() - start})
-        data.save(path, ds, made, device, config=config, log=log, model=model.state_dict(),
+                logits = model.logits(z, temperatures)
+            record[part] = {head: scores(o, y) for head, o in logits.items()}
+        record["seconds"] = time.time() - start
+        log.append(record)
+        data.save(path, ds, provenance, device, config=config, log=log, model=model.state_dict(),
                   optimizer=optimizer.state_dict(), generator=generator.get_state())
         data.print_epoch(log, r.epochs)
 
@@ -315,8 +316,8 @@ def train(args, ds, r, path, config):
     with torch.no_grad():
         logits = model.logits(z, temperatures)
     return data.write_result(
-        path, args, ds, config, made, log, logits, y, answer="fused", temperatures=temperatures,
-        probes={m: probe(z_train[m], y_train, z[m], y) for m in z})
+        path, args, ds, config, provenance, log, logits, y, answer="fused",
+        probes={m: probe(z_train[m], y_train, z[m], y) for m in z}, temperatures=temperatures)
 
 
 if __name__ == "__main__":

@@ -20,13 +20,13 @@ from data import store
 from data.batches import Batches
 from data.errors import DataError
 from data.run import (claim, exit_codes, finished, half_done, parse, parser, pick_device,
-                      print_epoch, print_table, provenance, report, restore, save, write_result)
+                      print_epoch, print_table, provenance, restore, run_once, save, write_result)
 from data.store import PARTS, check, whole_file
 from data.synthetic import EMBEDDED, digest
 
 __all__ = ["DataError", "Dataset", "claim", "exit_codes", "finished", "half_done", "open_dataset",
-           "parse", "parser", "pick_device", "print_epoch", "print_table", "provenance", "report",
-           "restore", "save", "whole_file", "write_result"]
+           "parse", "parser", "pick_device", "print_epoch", "print_table", "provenance",
+           "restore", "run_once", "save", "whole_file", "write_result"]
 
 HOW_TO_GET = {  # what a user downloads for `python -m data.prepare NAME --raw DIR`
     "cremad": "CREMA-D (github.com/CheyneyComputerScience/CREMA-D): AudioWAV/*.wav, "

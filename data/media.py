@@ -201,8 +201,8 @@ def read_audio(path, start=0.0, stop=None, longest=None):
     if sound.std() < QUIET:
         raise BadFile(path, "is silent where its channels are averaged: they cancel each other")
     sound = torchaudio.functional.resample(
-        torch.from_numpy(sound).double(), rate, RATE, lowpass_filter_width=64, rolloff=0.9475937167399596,
-        resampling_method="sinc_interp_kaiser", beta=14.769656459379492)
+        torch.from_numpy(sound).double(), rate, RATE, lowpass_filter_width=64,
+        rolloff=0.9475937167399596, resampling_method="sinc_interp_kaiser", beta=14.769656459379492)
     return (sound * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy()
 
 

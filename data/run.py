@@ -135,7 +135,7 @@ def pick_device(gpu=None, amp="auto", checkpoint=None):
     if amp == "auto":
         amp = "bf16" if new else "off"
         if checkpoint:
-            return device, getattr(torch, checkpoint["made"]["precision"])
+            return device, getattr(torch, checkpoint["provenance"]["precision"])
     return device, PRECISIONS[amp]
 
 
@@ -151,6 +151,19 @@ def claim(path):
     except Timeout:
         raise DataError(f"{path}: a run of this name is under way: wait for it, or choose another "
                         "--out") from None
+
+
+def run_once(script, train, args, ds, r, path, config):
+    """The result of a run, from `train` or from an earlier time, and its table: printed anew, so
+    that whoever asks again sees it again."""
+    with claim(path):
+        result = finished(path, config, args.amp)
+        if result is None:
+            result = train(args, ds, r, path, config)
+        say_if_code_changed(path, result.get("code"), script)
+        print_table(result)
+        print(f"{path}.json")
+    return result
 
 
 def differences(then, now):
@@ -206,7 +219,7 @@ def half_done(path, config, resume, amp="auto"):
                 raise zipfile.BadZipFile(f"{damaged} in it has changed")
         checkpoint = torch.load(f"{path}.pt", map_location="cpu", weights_only=True)
         then, done = checkpoint["config"], len(checkpoint["log"])
-        precision = checkpoint["made"]["precision"]
+        precision = checkpoint["provenance"]["precision"]
     except FileNotFoundError:
         return None
     except Exception as error:      # torch and zipfile raise many kinds for a damaged file
@@ -228,13 +241,13 @@ def restore(path, checkpoint, model, optimizer, generator):
                         f"({str(error).splitlines()[0]}): remove it to start anew") from None
 
 
-def save(path, ds, made, device, **state):
+def save(path, ds, provenance, device, **state):
     """The checkpoint: whole or not at all, with what a reader needs to predict without the data."""
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
-        made["peak_memory"] = max(peak, made["peak_memory"] or 0)
+        provenance["peak_memory"] = max(peak, provenance["peak_memory"] or 0)
     with whole_file(f"{path}.pt") as file:
-        torch.save({**state, "made": made, **ds.description}, file)
+        torch.save({**state, "provenance": provenance, **ds.description}, file)
 
 
 def current_code(script):
@@ -259,11 +272,12 @@ def current_code(script):
     return dict(commit=commit or None, sha256=digest.hexdigest())
 
 
-def say_if_code_changed(path, then, now):
-    """A line if the code is not that of the last stretch that trained a run, `then`."""
-    if then["sha256"] != now["sha256"]:
+def say_if_code_changed(path, code, script):
+    """A line if the code is not that of the last stretch that trained a run."""
+    then, now = code[-1] if code else {}, current_code(script)
+    if then.get("sha256") != now["sha256"]:
         print(f"note: the script or the package data has changed since {path.name} was trained "
-              f"(commit {then['commit']}, now {now['commit']})", file=sys.stderr)
+              f"(commit {then.get('commit')}, now {now['commit']})", file=sys.stderr)
 
 
 def provenance(script, path, model, device, dtype, checkpoint=None):
@@ -272,9 +286,9 @@ def provenance(script, path, model, device, dtype, checkpoint=None):
     now, before, done = current_code(script), [], 0
     peak = None if device.type == "cpu" else 0
     if checkpoint:
-        before, done = checkpoint["made"]["code"], len(checkpoint["log"])
-        peak = checkpoint["made"]["peak_memory"]
-        say_if_code_changed(path, before[-1], now)
+        before, done = checkpoint["provenance"]["code"], len(checkpoint["log"])
+        peak = checkpoint["provenance"]["peak_memory"]
+        say_if_code_changed(path, before, script)
     name = f"{platform.machine()} CPU"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -302,11 +316,12 @@ def print_epoch(log, n_epochs):
 
 def rules(log, head):
     """A head's test scores at its `last` epoch (quote this), at that of `best_val` accuracy, and at
-    that of `best_test` accuracy, as published code chooses: optimistic, to compare only. The epochs
-    are those of the stage that trained the head last."""
+    that of `best_test` accuracy, as published code chooses: optimistic, to compare only. Where each
+    stage trains one modality, the epochs are those of the stage that trained the head last."""
     log = [e for e in log if head in e["test"]]
-    trained = [(e["stage"], e.get("modality")) for e in log]
-    log = [e for e, stage in zip(log, trained) if stage == trained[-1]]
+    if "modality" in log[-1]:
+        stage = log[-1]["stage"], log[-1]["modality"]
+        log = [e for e in log if (e["stage"], e["modality"]) == stage]
     chosen = {"last": log[-1]}
     for part in ("val", "test"):
         if log[-1][part]:
@@ -324,7 +339,7 @@ def rounded(tree):
     return round(tree, 5) if isinstance(tree, float) else tree
 
 
-def write_result(path, args, ds, config, made, log, logits, y, **more):
+def write_result(path, args, ds, config, provenance, log, logits, y, **more):
     """The JSON of a finished run (docs/result.md); returns the result.
 
     logits  {head: (N, C)} on the test items, y (N,) their labels; heads that are called like a
@@ -344,7 +359,7 @@ def write_result(path, args, ds, config, made, log, logits, y, **more):
                  for part in ("val", "test") if record[part]}
         epochs.append({**record, **split(record["loss"], "loss", "modality_loss"), **parts})
     result = dict(
-        schema=3, **config, **made, command=args.command,
+        schema=3, **config, **provenance, command=args.command,
         seconds=sum(record["seconds"] for record in log),
         **{f"n_{part}": len(ds.indices(part)) for part in ("train", "val", "test")},
         classes=ds.classes, **more,
@@ -353,14 +368,6 @@ def write_result(path, args, ds, config, made, log, logits, y, **more):
     with whole_file(f"{path}.json") as file:
         file.write(json.dumps(result, separators=(",", ":")).encode())
     return result
-
-
-def report(path, result, script):
-    """What stands at <path>.json, for a person."""
-    if result.get("code"):                          # schema 2 has none
-        say_if_code_changed(path, result["code"][-1], current_code(script))
-    print_table(result)
-    print(f"{path}.json")
 
 
 def print_table(result):
