@@ -67,7 +67,7 @@ def read(path):
         raise ValueError("a score is not in [0, 1]")
     labels = result["test"]["labels"]
     predictions = result["test"]["heads"][result["answer"]]["predictions"]
-    right = statistics.mean(p == y for p, y in zip(predictions, labels, strict=True))
+    right = statistics.fmean(p == y for p, y in zip(predictions, labels, strict=True))
     if abs(right - result["heads"][result["answer"]]["last"]["accuracy"]) > 1e-6:
         raise ValueError("the accuracy of its answer is not that of its predictions")
     return result

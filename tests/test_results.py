@@ -211,7 +211,8 @@ def test_what_is_no_result_is_named_and_left_out(damage, message, write, tmp_pat
 
 @pytest.mark.parametrize("changed,named", [
     ({"recipe": {"epochs": 3, "lr": 0.1}}, "--epochs"), ({"precision": "bfloat16"}, "precision"),
-    ({"data": {"label.npy": "other"}}, "data"), ({"val": 0.0}, "val"), ({"name": "b.json"}, "a seed")])
+    ({"data": {"label.npy": "other"}}, "data"), ({"val": 0.0}, "val"),
+    ({"name": "copy.json"}, "a seed")])
 def test_a_row_whose_runs_do_not_belong_together_is_left_out(write, tmp_path, capsys, changed,
                                                              named):
     write("dimml", 0, 80)
