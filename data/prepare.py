@@ -45,8 +45,8 @@ from data.media import BadFile
 from data.store import KINDS, PARTS, UNUSED, DataError, check
 
 TIME_LIMIT = 600      # seconds for one item; the slowest, TV-L1 flow, takes a tenth on a slow core
-PACKAGES = ("numpy", "av", "torch", "torchaudio", "torchvision", "pillow",
-            "opencv-contrib-python-headless")       # what they decode may differ by their version
+# what they decode may differ by their version; a module's own PACKAGES come to these
+PACKAGES = ("numpy", "av", "torch", "torchaudio", "torchvision", "pillow")
 
 
 @dataclass
@@ -288,7 +288,7 @@ def fill(folder, name, index, raw, workers, skip_bad):
     """Decode the items of an index, those that are not done yet, and write the prepared folder."""
     module, partial = importlib.import_module(f"data.{name}"), Path(f"{folder}.partial")
     ids, versions = [item.id for item in index.items], {}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *getattr(module, "PACKAGES", ())):
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
     thresholds = {key: value for source in (media, module) for key, value in vars(source).items()

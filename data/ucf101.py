@@ -20,6 +20,7 @@ from data.store import PARTS, DataError, check
 
 EXPECTED = {"official": (9537, 0, 3783)}       # train, val, test
 N_CLASSES = 101
+PACKAGES = ("opencv-contrib-python-headless",)
 FLOW_FRAMES, BOUND = 10, 20      # pixels of motion that become 0 and 255
 LONGEST = 100      # seconds; the longest clip has 71
 FLOW_LACKS = 2     # flow fields that a clip may have less than frames

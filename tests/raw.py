@@ -104,7 +104,7 @@ def touch(path):
     path.touch()
 
 
-def cremad(root, actors=(1001, 1003, 1005, 1006), empty=False):
+def cremad(root, actors=range(1001, 1006), empty=False):
     """Each actor with all six emotions; a list that puts every fourth clip into test."""
     ids = [f"{actor}_IEO_{emotion}_XX" for actor in actors
            for emotion in ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG")]
