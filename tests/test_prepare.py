@@ -36,7 +36,7 @@ def test_cremad(tmp_path, expect, capsys, monkeypatch):
     actors = {part: {ds.ids[i][:4] for i in ds.indices(part)} for part in ("train", "val", "test")}
     assert actors == {"train": {"1001", "1002", "1004"}, "val": {"1003"}, "test": {"1005"}}
     audio, rgb = ds.modalities["audio"], ds.modalities["rgb"]
-    assert audio.array.shape == (24, 48_000) and rgb.array.shape == (24, 3, 3, 256, 256)
+    assert audio.array.shape == (30, 48_000) and rgb.array.shape == (30, 3, 3, 256, 256)
     np.testing.assert_array_equal(audio.array[0, :10], audio.array[0, 19_200:19_210])     # repeated
     assert (np.diff(rgb.array[0].mean((1, 2, 3))) > 60).all() and rgb.size == (224, 224)
     assert rgb.frame[0].tolist() == [48, 64]
