@@ -51,12 +51,13 @@ def describe(folder):
             print("  groups: none recorded, so leaks between parts cannot be seen")
             continue
         members = {part: set(groups[inside].tolist()) for part, inside in parts.items()}
-        print("  groups: " + ", ".join(f"{len(there)} in {part}" for part, there in members.items()))
+        sizes = [f"{len(there)} in {part}" for part, there in members.items()]
+        print(f"  groups: {', '.join(sizes)}")
         for a, b in itertools.combinations(parts, 2):
             shared = sorted(members[a] & members[b])
-            shown = [names[g] if names else str(g) for g in shared[:5]] + ["..."] * (len(shared) > 5)
-            print(f"  in both {a} and {b}: {len(shared)}"
-                  + f" ({', '.join(shown)})" * bool(shared))
+            shown = [names[g] if names else str(g) for g in shared[:5]]
+            shown = ", ".join(shown + ["..."] * (len(shared) > 5))
+            print(f"  in both {a} and {b}: {len(shared)}" + f" ({shown})" * bool(shared))
 
 
 def picture(mod, item):

@@ -65,7 +65,7 @@ class Index:
     modalities: dict    # {name: dict(kind, shape of one item, options of data.store.Modality)}
     splits: dict        # {name: {item id: 0 train, 1 val, 2 test}}, other items are unused in it
     expected: dict      # {split: (train, val, test)}, the counts of a complete download
-    groups: dict = field(default_factory=dict)      # {split: {group: its part}}, where that is known
+    groups: dict = field(default_factory=dict)      # {split: {group: its part}}, where it is known
     notes: list = field(default_factory=list)       # printed, and kept in meta.json
 
 
@@ -105,16 +105,12 @@ def find_folder(raw, *names):
 def read_list(path, separator):
     """The rows of a split list, each a list of its fields; a first row without a digit is a header,
     left out. Raises DataError."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = [row for row in csv.reader(file, delimiter=separator) if row]
-    except (OSError, ValueError, csv.Error) as error:
-        wrong = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error}"
-        raise DataError(f"the list {path} {wrong}: see docs/datasets.md for where it comes "
-                        "from") from None
+    check(path.is_file(), f"the list {path} is missing: see docs/datasets.md for its source")
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        rows = [row for row in csv.reader(file, delimiter=separator) if row]
     if rows and not any(map(str.isdigit, "".join(rows[0]))):
         del rows[0]
-    check(rows, f"the list {path} is empty: see docs/datasets.md for where it comes from")
+    check(rows, f"the list {path} is empty: see docs/datasets.md for its source")
     return rows
 
 
@@ -132,13 +128,12 @@ def check_complete(index, n_classes, skip_bad):
         codes = list(index.splits[split].values())
         found = tuple(codes.count(code) for code in PARTS.values())
         check(found == expected,
-              f"split {split}: the complete download has {expected[0]} train, {expected[1]} val and "
-              f"{expected[2]} test items, found {found[0]}, {found[1]} and {found[2]}. Complete the "
-              "download and its lists (--skip-bad leaves out only items that are named)")
+              f"split {split}: the complete download has {expected} train, val and test items, "
+              f"found {found}: complete it and its lists (--skip-bad leaves out what is named)")
         if split in index.groups:
             parts = {(item.group, index.splits[split][item.id]) for item in index.items}
             odd = {group for group, _ in parts ^ set(index.groups[split].items())}
-            check(not odd, f"split {split}: not in the part where they belong, or missing: "
+            check(not odd, f"split {split}: missing, or not in the part where they belong: "
                            f"{', '.join(sorted(odd))}")
     check(not index.expected or len(index.classes) == n_classes,
           f"there are {n_classes} classes, found {len(index.classes)}: "

@@ -284,8 +284,11 @@ def finish(partial, folder, modalities, labels, splits, classes, ids, groups=Non
 
 def sha256(path):
     """Hex digest of a file's bytes."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def counts(split):
@@ -312,7 +315,8 @@ def read(folder):
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         check(meta["schema"] == SCHEMA, f"meta.json is not of schema {SCHEMA}")
-        ids, labels, specs = (folder / "ids.txt").read_text("utf-8").splitlines(), array("label"), {}
+        ids = (folder / "ids.txt").read_text(encoding="utf-8").splitlines()
+        labels, specs = array("label"), {}
         splits = {name: array(f"split.{name}") for name in meta["splits"]}
         groups = array("group") if "group.npy" in meta["sha256"] else None
         for name, spec in meta["modalities"].items():

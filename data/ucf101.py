@@ -78,7 +78,8 @@ def check_opencv():
 def decode(item):
     """rgb: the middle frame; flow: from ten consecutive frames around it to the next, u and v."""
     frame, flow = (from_video if len(item.files) == 1 else from_pictures)(*item.files)
-    return {"flow": np.stack([resize(f) for f in flow]), "rgb": resize(frame)[None]}, frame.shape[1:]
+    arrays = {"flow": np.stack([resize(uv) for uv in flow]), "rgb": resize(frame)[None]}
+    return arrays, frame.shape[1:]
 
 
 def from_video(path):
