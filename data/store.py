@@ -267,8 +267,9 @@ def finish(partial, folder, modalities, labels, splits, classes, ids, groups=Non
         "modalities": {name: {"kind": mod.kind, "shape": mod.array.shape, **mod.options}
                        for name, mod in modalities.items()},
         "splits": {name: counts(split) for name, split in splits.items()},
-        "versions": {"python": platform.python_version(), "numpy": np.__version__},
         **notes,
+        "versions": {"python": platform.python_version(), "numpy": np.__version__,
+                     **notes.get("versions", {})},
         "sha256": sums,
     }
     # options may be NumPy's scalars and arrays

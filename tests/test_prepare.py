@@ -150,6 +150,7 @@ def test_modelnet40_and_a_trial(tmp_path, expect):
     expect(modelnet40, 2, official=(8, 0, 4))
     ds = open_dataset(prepared("modelnet40", tmp_path))
     assert ds.classes == ["bed", "lamp"] and list(ds.modalities) == ["front", "rear"]
+    assert ds.ids == sorted(ds.ids)
     assert {mod.array.shape for mod in ds.modalities.values()} == {(12, 1, 1, 256, 256)}
     prepared("modelnet40", tmp_path, "--limit", "6")
     ds = open_dataset("modelnet40-limit6", tmp_path / "out", val=0)
@@ -336,7 +337,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(tmp_path, expect):
     raw.modelnet(tmp_path / "raw", n=24)
     process = started(tmp_path, "time.sleep(0.05)", 8)
     process.kill()
-    process.communicate(timeout=30)                     # ends when no worker holds its stderr
+    process.communicate(timeout=30)
     assert not (tmp_path / "out/modelnet40").exists()
     state = np.load(tmp_path / "out/modelnet40.partial/state.npy")
     assert 8 <= np.count_nonzero(state) < 48
@@ -362,12 +363,13 @@ def test_a_second_run_at_the_same_time_is_told_and_an_interrupt_ends_the_first(t
     assert "interrupted; what was finished is kept" in error
 
 
-def test_sigterm_ends_it_and_its_workers(tmp_path):
+@pytest.mark.parametrize("number,code", [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_no_worker_outlives_it(number, code, tmp_path):
     raw.modelnet(tmp_path / "raw", n=4)
     process = started(tmp_path, "if item.id.endswith('0003'): time.sleep(9999)", 6)
-    process.terminate()
-    _, error = process.communicate(timeout=30)
-    assert process.returncode == 143 and "Traceback" not in error
+    process.send_signal(number)
+    _, error = process.communicate(timeout=30)          # ends when no worker holds its stderr
+    assert process.returncode == code and "Traceback" not in error
 
 
 def test_other_files_do_not_delete_what_is_begun(tmp_path, expect, capsys, monkeypatch):
