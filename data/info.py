@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.utils import flow_to_image
 
 from data import find_prepared, store
 from data.batches import log_spectrogram
@@ -23,7 +22,6 @@ from data.store import PARTS, UNUSED
 
 ROWS = 8
 CONTRAST = 0.05         # spectrograms: this share of the values is shown black, as much white
-STILL = 8.0             # flow: shorter motion (in grey levels; 1.3 pixels) never has full colour
 
 
 def describe(folder):
@@ -62,25 +60,18 @@ def describe(folder):
 
 def picture(mod, item):
     """What shows one modality of an item: (H, W), or (H, W, 3) uint8."""
-    stored = torch.from_numpy(np.array(mod.array[item]))
+    stored = np.array(mod.array[item])
     if mod.kind == "audio":
-        return log_spectrogram(stored[None])[0, 0, 0].flip(0)        # low frequencies below
+        spectrogram = log_spectrogram(torch.from_numpy(stored)[None])[0, 0, 0]
+        return spectrogram.numpy()[::-1]                                # low frequencies below
     if mod.kind == "spectrogram":
-        return torch.cat(list(stored[:3].flip(1).float()), 1)
+        return np.concatenate(stored[:3, ::-1].astype(np.float32), 1)
     frames = stored[:4]
-    if mod.kind == "flow":
-        frames = colours(stored[[0, len(stored) // 2, -1]].float() - 127.5)
-    return torch.cat(list(frames.expand(-1, 3, -1, -1)), 2).permute(1, 2, 0)
-
-
-def colours(flow):
-    """(T, 2, H, W) float, 0 = no motion -> uint8 (T, 3, H, W): hue is direction, strength length,
-    full at the length that 1 in 100 pixels exceeds, at least STILL."""
-    length = flow.norm(dim=1, keepdim=True)
-    scale = max(np.quantile(length.numpy(), 0.99), STILL)
-    flow = flow / length.clamp(min=scale)                # none is longer than 1
-    one = torch.ones_like(flow[:1]) / 2 ** 0.5           # flow_to_image divides by the longest
-    return flow_to_image(torch.cat([flow, one]))[:-1]
+    if mod.kind == "flow":          # u is red, v is green, grey is no motion
+        frames = stored[[0, len(stored) // 2, -1]]
+        frames = np.concatenate([frames, np.full_like(frames[:, :1], 127)], 1)
+    frames = np.broadcast_to(frames, (len(frames), 3, *frames.shape[2:]))
+    return np.concatenate(frames.transpose(0, 2, 3, 1), 1)
 
 
 def contact_sheet(folder, path):
@@ -98,7 +89,7 @@ def contact_sheet(folder, path):
     axes = figure.subplots(len(items), len(modalities), squeeze=False)
     for row, item in zip(axes, items):
         for place, (name, mod) in zip(row, modalities.items()):
-            shown = picture(mod, item).numpy()
+            shown = picture(mod, item)
             low, high = np.quantile(shown, (CONTRAST, 1 - CONTRAST))
             place.imshow(shown, cmap="gray", vmin=low, vmax=high, aspect="auto")
             place.set(xticks=[], yticks=[], ylabel=name)

@@ -23,6 +23,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import platform
 import shutil
 import signal
 import sys
@@ -245,9 +246,10 @@ def allocate(folder, index, fingerprint):
     folder.mkdir()
     for name, (shape, dtype) in sizes.items():
         np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape).flush()
-    np.save(folder / "state.npy", np.zeros(n, np.int64))
-    with store.whole_file(folder / "state.json") as file:       # last: from here on, it is begun
-        file.write(json.dumps(fingerprint).encode())
+    (folder / "state").mkdir()
+    np.save(folder / "state/done.npy", np.zeros(n, np.int64))
+    with store.whole_file(folder / "state/begun") as file:      # last: from here on, it is begun
+        file.write(fingerprint.encode())
 
 
 def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=False):
@@ -256,7 +258,6 @@ def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=F
     raw, data_dir = Path(raw).expanduser(), Path(data_dir).expanduser()
     folder = data_dir / (f"{name}-limit{limit}" if limit else name)
     check(raw.is_dir(), f"--raw {raw} is not a folder")
-    check(not folder.exists(), f"{folder} is prepared already: remove it to prepare it again")
     index = module.index(raw)
     index.items.sort(key=lambda item: item.id)      # the order of files on a disk must not matter
     if limit:
@@ -271,7 +272,7 @@ def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=F
     lock = Path(f"{folder}.lock")
     try:
         with FileLock(lock, timeout=0):
-            check(not folder.exists(), f"{folder} was prepared meanwhile, by another process")
+            check(not folder.exists(), f"{folder} is prepared already: remove it to do it again")
             fill(folder, name, index, raw, workers or os.cpu_count(), skip_bad)
             lock.unlink(missing_ok=True)
     except Timeout:
@@ -282,7 +283,7 @@ def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=F
 def fill(folder, name, index, raw, workers, skip_bad):
     """Decode the items of an index, those that are not done yet, and write the prepared folder."""
     module, partial = importlib.import_module(f"data.{name}"), Path(f"{folder}.partial")
-    ids, versions = [item.id for item in index.items], {}
+    ids, versions = [item.id for item in index.items], {"python": platform.python_version()}
     for package in (*PACKAGES, *getattr(module, "PACKAGES", ())):
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
@@ -294,25 +295,25 @@ def fill(folder, name, index, raw, workers, skip_bad):
                  for item in index.items]
     said = json.dumps([described, index.modalities, thresholds, versions])
     fingerprint = hashlib.sha256(said.encode()).hexdigest()
-    if (partial / "state.json").exists():
-        begun = json.loads((partial / "state.json").read_text(encoding="utf-8"))
-        check(begun == fingerprint, f"{partial} was begun with other files or other versions of "
-                                    "the packages: remove it to start over")
+    if (begun := partial / "state/begun").exists():
+        check(begun.read_text() == fingerprint,
+              f"{partial} was begun with other files or other versions of the packages: remove it "
+              "to start over")
         print(f"going on in {partial}")
     else:
         allocate(partial, index, fingerprint)
 
-    state = np.load(partial / "state.npy", mmap_mode="r+")      # stamps of what is done, else 0
+    done = np.load(partial / "state/done.npy", mmap_mode="r+")      # the stamps, 0 until then
     todo = [number for number, item in enumerate(index.items)
-            if not state[number] or state[number] != stamp(item.files)]
-    state[todo], reasons = 0, {}
+            if not done[number] or done[number] != stamp(item.files)]
+    done[todo], reasons = 0, {}
     bar = tqdm(decode_all(name, index.items, todo, partial, workers), total=len(todo), unit="item",
                mininterval=0.1 if sys.stderr.isatty() else 30)
     for number, answer in bar:
         if isinstance(answer, str):
             reasons[ids[number]] = answer
         else:
-            state[number] = answer
+            done[number] = answer
     reasons = dict(sorted(reasons.items()))
     if reasons:
         print(f"{len(reasons)} of {len(ids)} items cannot be used:", file=sys.stderr)
@@ -330,16 +331,13 @@ def fill(folder, name, index, raw, workers, skip_bad):
         specs[key]["array"] = np.load(partial / f"{key}.npy", mmap_mode="r")
         if spec.get("framed"):
             specs[key]["frame"] = np.load(partial / f"{key}.frame.npy")
-            specs[key]["frame"][state == 0] = spec["shape"][-2:]
-    modalities = store.modalities_of(specs)
-    labels = np.array([item.label for item in index.items])
+            specs[key]["frame"][done == 0] = spec["shape"][-2:]
+    labels = [item.label for item in index.items]
     group_names, groups = np.unique([item.group for item in index.items], return_inverse=True)
-    store.check_items(modalities, labels, splits, index.classes, ids, groups)
     expected = {split: dict(zip(PARTS, counts)) for split, counts in index.expected.items()}
     notes = dict(skipped=reasons, notes=index.notes, groups=group_names.tolist(),
                  expected=expected, thresholds=thresholds, versions=versions)
-    store.finish(partial, folder, modalities, labels, splits, index.classes, ids, groups, notes,
-                 leave_out=("state.json", "state.npy"))
+    store.write(folder, specs, labels, splits, index.classes, ids, groups, notes, partial)
     print(f"{folder}: {len(ids) - len(reasons)} items, {len(reasons)} left out")
     for split, codes in splits.items():
         parts = [f"{n} {part}" for part, n in store.counts(codes).items()]

@@ -203,7 +203,7 @@ def whole_file(path):
             os.remove(partial)
 
 
-def write(folder, modalities, labels, splits, classes, ids, groups=None):
+def write(folder, modalities, labels, splits, classes, ids, groups=None, notes={}, partial=None):
     """Write a prepared folder from arrays in memory.
 
     modalities  {name: dict(kind=..., array=..., options of Modality)}; a name is any of a to z, 0
@@ -211,6 +211,8 @@ def write(folder, modalities, labels, splits, classes, ids, groups=None):
     labels      (N,) int; classes: list of their names
     splits      {name: (N,) uint8 of 0 train, 1 val, 2 test, 255 unused}
     ids         N different strings; groups: (N,) int or None
+    notes       for meta.json: what was skipped and why, versions, sources
+    partial     a folder in which <modality>.npy stands already: it becomes `folder`
     Returns the folder's Path. Raises DataError, and leaves nothing behind, if they do not fit.
     """
     folder = Path(folder).expanduser()
@@ -224,63 +226,60 @@ def write(folder, modalities, labels, splits, classes, ids, groups=None):
     groups = None if groups is None else np.asarray(groups)
     modalities = modalities_of(modalities)
     check_items(modalities, labels, splits, classes, ids, groups)
+    arrays = {"label": labels.astype(np.int64)}
+    arrays.update({f"split.{name}": split.astype(np.uint8) for name, split in splits.items()})
+    if groups is not None:
+        arrays["group"] = groups.astype(np.int64)
     for name, mod in modalities.items():
-        if mod.kind == "spectrogram":
-            check(not not_finite(mod.array), f"modality {name!r} holds values that are not finite")
-        else:
-            check(mod.array.max() > 1 or mod.array.min() < -1,
-                  f"modality {name!r} has no value beyond 1: it was cast to {mod.array.dtype} "
-                  f"before it was multiplied by {np.iinfo(mod.array.dtype).max}")
+        if mod.frame is not None:
+            arrays[f"{name}.frame"] = mod.frame.astype(np.int32)
+        if not partial:
+            check_values(name, mod)
+            arrays[name] = mod.array
 
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        for name, mod in modalities.items():
-            np.save(partial / f"{name}.npy", mod.array)
-        finish(partial, folder, modalities, labels, splits, classes, ids, groups)
-    finally:
+    own = partial is None
+    if own:
+        partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    try:
+        for name, array in arrays.items():
+            np.save(partial / f"{name}.npy", array)
+        (partial / "ids.txt").write_text("".join(f"{i}\n" for i in ids), encoding="utf-8")
+        sums = {path.name: sha256(path) for path in sorted(partial.iterdir()) if path.is_file()}
+        meta = {
+            "schema": SCHEMA,
+            "items": len(ids),
+            "classes": classes,
+            "modalities": {name: {"kind": mod.kind, "shape": mod.array.shape, **mod.options}
+                           for name, mod in modalities.items()},
+            "splits": {name: counts(split) for name, split in splits.items()},
+            "versions": {"python": platform.python_version(), "numpy": np.__version__},
+            **notes,
+            "sha256": sums,
+        }
+        # options may be NumPy's scalars and arrays
+        text = json.dumps(meta, indent=1, default=lambda value: value.tolist()) + "\n"
+        (partial / "meta.json").write_text(text, encoding="utf-8")
+        lines = {**sums, "meta.json": sha256(partial / "meta.json")}
+        lines = "".join(f"{digest}  {name}\n" for name, digest in lines.items())
+        (partial / "SHA256SUMS").write_text(lines, encoding="utf-8")
+        shutil.rmtree(partial / "state", ignore_errors=True)        # of data.prepare
+        os.replace(partial, folder)
+    finally:
+        if own:
+            shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
-def finish(partial, folder, modalities, labels, splits, classes, ids, groups=None, notes={},
-           leave_out=()):
-    """Complete `partial`, in which each <modality>.npy stands already, with everything else, and
-    rename it to `folder`. `notes` is added to meta.json: what was skipped and why, versions,
-    sources. Files named in `leave_out` are removed at the end."""
-    small = {"label": labels.astype(np.int64)}
-    small.update({f"split.{name}": split.astype(np.uint8) for name, split in splits.items()})
-    small.update({f"{name}.frame": mod.frame.astype(np.int32)
-                  for name, mod in modalities.items() if mod.frame is not None})
-    if groups is not None:
-        small["group"] = groups.astype(np.int64)
-    for name, array in small.items():
-        np.save(partial / f"{name}.npy", array)
-    (partial / "ids.txt").write_text("".join(f"{i}\n" for i in ids), encoding="utf-8")
-    sums = {path.name: sha256(path) for path in sorted(partial.iterdir())
-            if path.name not in leave_out}
-    meta = {
-        "schema": SCHEMA,
-        "items": len(ids),
-        "classes": classes,
-        "modalities": {name: {"kind": mod.kind, "shape": mod.array.shape, **mod.options}
-                       for name, mod in modalities.items()},
-        "splits": {name: counts(split) for name, split in splits.items()},
-        **notes,
-        "versions": {"python": platform.python_version(), "numpy": np.__version__,
-                     **notes.get("versions", {})},
-        "sha256": sums,
-    }
-    # options may be NumPy's scalars and arrays
-    text = json.dumps(meta, indent=1, default=lambda value: value.tolist()) + "\n"
-    (partial / "meta.json").write_text(text, encoding="utf-8")
-    lines = {**sums, "meta.json": sha256(partial / "meta.json")}
-    lines = "".join(f"{digest}  {name}\n" for name, digest in lines.items())
-    (partial / "SHA256SUMS").write_text(lines, encoding="utf-8")
-    for name in leave_out:
-        (partial / name).unlink()
-    os.replace(partial, folder)
+def check_values(name, mod):
+    """Raise DataError for values that are not what a kind holds."""
+    if mod.kind == "spectrogram":
+        check(not not_finite(mod.array), f"modality {name!r} holds values that are not finite")
+    else:
+        check(mod.array.max() > 1 or mod.array.min() < -1,
+              f"modality {name!r} has no value beyond 1: it was cast to {mod.array.dtype} before "
+              f"it was multiplied by {np.iinfo(mod.array.dtype).max}")
 
 
 def sha256(path):

@@ -41,7 +41,7 @@ def index(raw):
             clip, kind = file.partition(".")[0], kind.lower()
             check(kind in label and re.search(r"_g\d\d_c\d\d$", clip),
                   f"{path}: {' '.join(row)!r} is not <Class>/v_<Class>_gXX_cYY.avi")
-            files = [str(found.get(clip.lower(), folder / clip)) for folder, found in places]
+            files = [found.get(clip.lower(), f"{raw}/{row[0]}") for found in places]
             items.append(Item(clip, label[kind], clip[:-4], files))
             assign(official, clip, PARTS[part], path)
     shapes = {"flow": (FLOW_FRAMES, 2, 256, 256), "rgb": (1, 3, 256, 256)}
@@ -51,18 +51,15 @@ def index(raw):
 
 
 def find_clips(raw):
-    """[(folder, {clip in lower case: its file or folder})] of the videos, or of frames, u and v."""
-    folders, pattern = [find_folder(raw, "UCF-101", "jpegs_256")], "*/v_*.avi"
-    if folders[0].name == "UCF-101":
+    """[{clip in lower case: its file or folder}] of the videos, or of frames, u and v."""
+    folder = find_folder(raw, "UCF-101", "jpegs_256")
+    if folder.name == "UCF-101":
         check_opencv()
+        found = [find_by_name(folder, "*/v_*.avi")]
     else:
-        flow, pattern = find_folder(raw, "tvl1_flow"), "v_*"
-        folders += [flow / "u", flow / "v"]
-    places = []
-    for folder in folders:
-        found = find_by_name(folder, pattern)
-        places.append((folder, {clip.lower(): path for clip, path in found.items()}))
-    return places
+        flow = find_folder(raw, "tvl1_flow")
+        found = [find_by_name(place, "v_*") for place in (folder, flow / "u", flow / "v")]
+    return [{clip.lower(): str(path) for clip, path in clips.items()} for clips in found]
 
 
 def check_opencv():

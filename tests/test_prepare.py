@@ -326,8 +326,8 @@ def started(tmp_path, body, n_done):
     """A run of two workers whose decoder begins with `body`, once some items are done."""
     process = subprocess.Popen(**odd_decoder(tmp_path, body, 2), stderr=subprocess.PIPE,
                                start_new_session=True)
-    state = tmp_path / "out/modelnet40.partial/state.npy"
-    while not state.with_suffix(".json").exists() or np.count_nonzero(np.load(state)) < n_done:
+    state = tmp_path / "out/modelnet40.partial/state"
+    while not (state / "begun").exists() or np.count_nonzero(np.load(state / "done.npy")) < n_done:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
     return process
@@ -339,13 +339,13 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(tmp_path, expect):
     process.kill()
     process.communicate(timeout=30)
     assert not (tmp_path / "out/modelnet40").exists()
-    state = np.load(tmp_path / "out/modelnet40.partial/state.npy")
-    assert 8 <= np.count_nonzero(state) < 48
+    done = np.load(tmp_path / "out/modelnet40.partial/state/done.npy")
+    assert 8 <= np.count_nonzero(done) < 48
     expect(modelnet40)
     killed = digests(prepared("modelnet40", tmp_path))
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["modelnet40"]
     shutil.rmtree(tmp_path / "out")
-    assert digests(prepared("modelnet40", tmp_path)) == killed and "state.npy" not in killed
+    assert digests(prepared("modelnet40", tmp_path)) == killed
 
 
 def test_a_second_run_at_the_same_time_is_told_and_an_interrupt_ends_the_first(tmp_path, expect,
