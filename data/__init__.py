@@ -17,11 +17,10 @@ import numpy as np
 import torch
 
 from data import store
-from data.batches import Batches
-from data.errors import DataError
+from data.batches import Batches, send
 from data.run import (claim, exit_codes, finished, half_done, parse, parser, pick_device,
                       print_epoch, print_table, provenance, restore, run_once, save, write_result)
-from data.store import PARTS, check, whole_file
+from data.store import PARTS, DataError, check, whole_file
 from data.synthetic import EMBEDDED, digest
 
 __all__ = ["DataError", "Dataset", "claim", "exit_codes", "finished", "half_done", "open_dataset",
@@ -37,6 +36,7 @@ HOW_TO_GET = {  # what a user downloads for `python -m data.prepare NAME --raw D
               "ucfTrainTestlist/",
     "modelnet40": "ModelNet40 (modelnet.cs.princeton.edu): ModelNet40/<class>/{train,test}/*.off",
 }
+SMALL_SETS = ("avmnist", "avletters", "utdmhad", "modelnet40_points")       # of results.sets
 
 
 class Dataset:
@@ -58,6 +58,7 @@ class Dataset:
         options = json.dumps(self.description, sort_keys=True).encode()
         self.fingerprint = {**fingerprint, "description": hashlib.sha256(options).hexdigest()}
         self.val, self.carved = val, val > 0 and PARTS["val"] not in assignment
+        self.by_group = by_group(assignment, groups)
         self._parts = carve_val(np.array(assignment), self.labels, groups, val)
         self._resident = {}
 
@@ -72,7 +73,7 @@ class Dataset:
     @property
     def in_channels(self):
         """{modality: channels of its encoder's first convolution}."""
-        return {m: mod.in_channels for m, mod in self.modalities.items()}
+        return {name: mod.in_channels for name, mod in self.modalities.items()}
 
     @property
     def description(self):
@@ -94,23 +95,32 @@ class Dataset:
             if mod.kind == "spectrogram" and (bad := store.not_finite(mod.array)):
                 raise DataError(f"{m} of item {self.ids[bad[0]]!r} of {self.name} is not finite: "
                                 "prepare the dataset again")
+        if self.split == "trial":       # of data.prepare --limit: too few items to ask more of them
+            return
         missing = [name for c, name in enumerate(self.classes) if c not in train]
         if missing:
             print(f"warning: no train items of {len(missing)} classes: {', '.join(missing):.200}",
                   file=sys.stderr)
-        share = len(val) / (len(val) + len(train))
-        if self.carved and not 0.5 * self.val < share < 2 * self.val:
-            print(f"warning: {share:.0%} of the training items are held out, not {self.val:.0%}: "
-                  "classes or groups (speakers, videos) cannot be split more finely",
-                  file=sys.stderr)
+        n = len(val) + len(train)
+        if self.carved and not 0.5 * self.val < len(val) / n < 2 * self.val:
+            there = np.flatnonzero(np.isin(self._parts, (PARTS["train"], PARTS["val"])))
+            sizes = np.bincount(self.labels[there])
+            if self.by_group:
+                why = (f"whole groups (speakers, videos) are held out, until a class of theirs has "
+                       f"enough, and there are {len(np.unique(self.groups[there]))}")
+            else:
+                why = ("each class holds out at least one item and keeps one, and the smallest has "
+                       f"{sizes[sizes > 0].min()}")
+            print(f"warning: {len(val) / n:.0%} of the training items are held out, not "
+                  f"{self.val:.0%}: {why}", file=sys.stderr)
 
     @property
     def why_no_val(self):
         """Why there are no validation items, in words."""
         if not self.val:
             return "--val 0 holds none out"
-        return ("each class has but one group (speaker, video) or item to train on, and that is "
-                "not held out")
+        unit = "group (speaker, video)" if self.by_group else "item"
+        return f"to hold out any {unit} of train would leave a class with nothing to train on"
 
     def only(self, *names):
         """The same items with these modalities alone. Raises DataError for a name not there."""
@@ -131,25 +141,31 @@ class Dataset:
         if sum(array.nbytes for array in new.values()) > torch.cuda.mem_get_info(device)[0] / 2:
             return None
         for name, array in new.items():
-            self._resident[device, name] = torch.from_numpy(np.array(array)).to(device)
+            self._resident[device, name] = send(array, device)
         return {name: self._resident[device, name] for name in self.modalities}
+
+
+def by_group(assignment, groups):
+    """Whether train and test share no group (actor, video), so that train and val shall not."""
+    if groups is None:
+        return False
+    train, test = (groups[assignment == PARTS[part]] for part in ("train", "test"))
+    return not np.isin(train, test).any()
 
 
 def carve_val(assignment, labels, groups, fraction):
     """Move `fraction` of each class's train items to val, if the split has no val part of its own;
     returns the codes. With fraction 0 a val part of the split's own is left unused.
 
-    The same items for every seed. Where train and test share no group (actor, video), neither shall
-    train and val: whole groups are moved then.
+    The same items for every seed. Whole groups are moved where `by_group` says so.
     """
-    train, val, test = (assignment == PARTS[part] for part in ("train", "val", "test"))
+    train, val = (assignment == PARTS[part] for part in ("train", "val"))
     if fraction == 0:
         assignment[val] = store.UNUSED
         return assignment
     if val.any():
         return assignment
-    by_group = groups is not None and not np.isin(groups[train], groups[test]).any()
-    units = np.asarray(groups) if by_group else np.arange(len(labels))
+    units = groups if by_group(assignment, groups) else np.arange(len(labels))
     total = np.bincount(labels[train])
     wanted, moved = fraction * total, np.zeros(len(total))
     members = defaultdict(list)
@@ -197,16 +213,17 @@ def open_dataset(name_or_folder="synthetic", root="datasets", split=None, val=0.
 def find_prepared(name_or_folder, root="datasets"):
     """The prepared folder of that name under `root`, or at that path. Raises DataError that says
     how to get it."""
-    name, places = name_or_folder, [Path(os.path.expanduser(root)) / name_or_folder]
-    if name not in HOW_TO_GET:
-        places.insert(0, Path(os.path.expanduser(name)))
-    for place in places:
+    name, there = str(name_or_folder), Path(root).expanduser() / name_or_folder
+    known = name in HOW_TO_GET or name in SMALL_SETS        # of these a folder here may be the raw
+    for place in [there] if known else [Path(name).expanduser(), there]:
         if place.is_dir():
             return place
     if name in HOW_TO_GET:
-        raise DataError(f"{name} is not prepared (no folder {places[0]}). Download "
-                        f"{HOW_TO_GET[name]}; put it into a folder DIR; then run: "
+        raise DataError(f"{name} is not prepared (no folder {there}). Download {HOW_TO_GET[name]}; "
+                        "put it into a folder DIR; then run: "
                         f"python -m data.prepare {name} --raw DIR --data-dir {root}")
-    raise DataError(f"there is no prepared folder {str(name)!r}, neither as a path nor under "
-                    f"{root}. Known datasets: {', '.join([*EMBEDDED, *HOW_TO_GET])}; small ones: "
-                    "docs/small_sets.md; your own arrays: docs/your_data.md")
+    check(name not in SMALL_SETS, f"{name} is not prepared (no folder {there}): "
+                                  f"python -m results.sets {name} --raw DIR")
+    raise DataError(f"there is no prepared folder {name!r}, neither as a path nor under {root}. "
+                    f"Known: {', '.join([*EMBEDDED, *HOW_TO_GET, *SMALL_SETS])}; for your own arrays see "
+                    "docs/your_data.md")

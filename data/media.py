@@ -7,6 +7,8 @@ what can stand below; `data.prepare` records them in meta.json.
 """
 
 import os
+import re
+import struct
 from collections import defaultdict
 from pathlib import Path
 
@@ -15,28 +17,28 @@ import numpy as np
 from data import store
 
 RATE = 16_000
-COLOURS = (0, 1, 3, 4)    # numbers behind a face's corners in OFF: none, an index, RGB, RGBA
 HELD = 256 * 2 ** 20      # bytes of decoded frames that are kept until it is known which are wanted
 CUT = 0.25                # seconds that may be missing of the length that a file claims
 MISSING = 1.0             # seconds that may be missing of what is asked for,
 MISSING_SHARE = 0.25      # and the share of it, whichever is less
 HOLE = 0.1                # seconds: a larger step between the time stamps of a sound is a hole
+FRAME_OFF = 0.5           # seconds: a frame may be so far from the time wanted, or half the way to
+                          # the next time wanted, whichever is more; beyond that is a hole
 QUIET = 2e-4              # standard deviation of a sound, full scale is 1 (-74 dB); less is silence
-LOUDEST = 10              # no sample lies further from 0, where full scale is 1
 RIFF_SLACK = 8            # bytes by which writers get the size of a chunk wrong
 RIFF_UNKNOWN = 0x7FFF0000     # bytes; such sizes are written where nobody knows the length
 SQUASH = 0x20 | 0x40000 | 0x2000      # libswscale: AREA | ACCURATE_RND | FULL_CHR_H_INT
 
 
 class BadFile(Exception):
-    """A file that cannot be used: `path` and the reason."""
+    """A file that cannot be used, and the reason."""
 
     def __init__(self, path, reason):
-        super().__init__(f"{path}: {reason}")
-        self.path, self.reason = str(path), reason
+        super().__init__(path, reason)      # both, as it crosses a process boundary
+        self.path, self.reason = path, reason
 
-    def __reduce__(self):      # crosses a process boundary
-        return BadFile, (self.path, self.reason)
+    def __str__(self):
+        return f"{self.path}: {self.reason}"
 
 
 def check_file(path):
@@ -58,7 +60,8 @@ def check_file(path):
 
 
 def riff_size(file, size):
-    """Bytes that a RIFF has up to the end of its sound or pictures.
+    """Bytes that a RIFF has up to the end of its sound or pictures, as FFmpeg reports a cut one as
+    whole.
 
     The size in its header is not looked at: recorders and streams write there what they please. The
     chunk `data` (WAV) or `movi` (AVI) says where it ends, unless it was written before that was
@@ -67,9 +70,8 @@ def riff_size(file, size):
     place = 12
     while place + 8 <= size:
         file.seek(place)
-        head = file.read(12)
-        name, length = head[:4], int.from_bytes(head[4:8], "little")
-        if name == b"data" or head[8:] == b"movi":
+        name, length, kind = struct.unpack("<4sI4s", file.read(12).ljust(12))
+        if name == b"data" or kind == b"movi":
             return place + 8 + (length - RIFF_SLACK if length < RIFF_UNKNOWN else 0)
         if not name.strip().isalnum():
             return 0               # no chunk: let the decoder say what it makes of it
@@ -77,7 +79,7 @@ def riff_size(file, size):
     return place + 8
 
 
-def decode_stream(path, kind, what, longest=None, keep=lambda frame: frame):
+def decode_stream(path, kind, longest=None, keep=lambda frame: frame):
     """[(seconds or None, keep(frame))] of the first stream of a kind, "audio" or "video".
 
     Raises BadFile where there is none, where it lasts longer than `longest` seconds, and where it
@@ -87,47 +89,42 @@ def decode_stream(path, kind, what, longest=None, keep=lambda frame: frame):
     import av
     av.logging.set_level(av.logging.PANIC)
     check_file(path)
-    frames, failure = [], None
+    what = {"audio": "sound", "video": "picture"}[kind]
+    frames, failure, claimed = [], None, 0.0
     stamps = defaultdict(list)               # {stream: [(seconds, duration) of its packets]}
     try:
-        with av.open(str(path), metadata_errors="ignore") as container:
+        # "file:", or a colon in a relative path would make a protocol of what stands before it
+        with av.open(f"file:{path}", metadata_errors="ignore") as container:
             stream = next(iter(getattr(container.streams, kind)), None)
-            if stream is None:
-                raise BadFile(path, f"has no {what}")
-            if stream.codec_context is None:
-                raise BadFile(path, f"cannot be decoded: its {what} is of an unknown kind")
-            chosen = stream.index
+            if stream is None or stream.codec_context is None:
+                raise BadFile(path, f"has no {what} that can be decoded")
+            chosen = stream.index            # a closed container does not tell it any more
             stream.thread_type = "NONE"      # the pool has every core already
             pcm = stream.codec_context.name.startswith("pcm_")     # of which any part is good
             own = float((stream.duration or 0) * (stream.time_base or 0))
             claimed = own or (container.duration or 0) / 1e6       # the longest stream's
-            try:
-                for packet in container.demux():
-                    if packet.pts is not None:
-                        times = packet.pts, packet.duration or 0
-                        stamps[packet.stream.index].append([t * packet.time_base for t in times])
-                    if packet.stream.index != chosen or failure:
-                        continue
-                    try:
-                        if packet.is_corrupt and not pcm:          # only a part of it is there
-                            raise av.error.InvalidDataError(0, "a packet is damaged")
-                        for frame in packet.decode():
-                            frames.append((frame.time, keep(frame)))
-                            if longest and (frame.time or 0) - (frames[0][0] or 0) > longest:
-                                raise BadFile(path, f"lasts longer than {longest} s, unlike any "
-                                                    "clip of this dataset: is it another one?")
-                    except av.error.FFmpegError as error:
-                        failure = error
-            except av.error.FFmpegError as error:      # no packet more can be read
-                failure = failure or error
-            except IndexError:      # PyAV's, after the last one, over a stream that came on the way
-                pass
-    except av.error.FFmpegError as error:
-        raise BadFile(path, f"cannot be decoded: {error.strerror}") from None
+            for packet in container.demux():
+                if packet.pts is not None:
+                    times = packet.pts, packet.duration or 0
+                    stamps[packet.stream.index].append([t * packet.time_base for t in times])
+                if packet.stream.index != chosen or failure:
+                    continue
+                try:
+                    if packet.is_corrupt and not pcm:              # only a part of it is there
+                        raise av.error.InvalidDataError(0, "a packet is damaged")
+                    frames += [(frame.time, keep(frame)) for frame in packet.decode()]
+                except av.error.FFmpegError as error:
+                    failure = error.strerror
+                if longest and frames and (frames[-1][0] or 0) - (frames[0][0] or 0) > longest:
+                    raise BadFile(path, f"lasts longer than {longest} s, unlike any clip of this "
+                                        "dataset: is it another one?")
+    except av.error.FFmpegError as error:      # it cannot be opened, or no packet more can be read
+        failure = failure or error.strerror
+    except IndexError:      # PyAV's, after the last packet, over a stream that came on the way
+        pass
 
     if not frames:
-        reason = f"cannot be decoded: {failure.strerror}" if failure else f"has no {what}"
-        raise BadFile(path, reason)
+        raise BadFile(path, f"cannot be decoded: {failure}" if failure else f"has no {what}")
     spans = {index: span(packets) for index, packets in stamps.items()}
     begin, end = spans.get(chosen, (0, claimed))
     there = end - begin if own else max((end for _, end in spans.values()), default=claimed)
@@ -135,7 +132,7 @@ def decode_stream(path, kind, what, longest=None, keep=lambda frame: frame):
         raise BadFile(path, f"is cut off: {what} for {there:.1f} of {claimed:.1f} s")
     last = frames[-1][0] or 0
     if failure and last < end - CUT:
-        raise BadFile(path, f"cannot be decoded from {last:.1f} s on: {failure.strerror}")
+        raise BadFile(path, f"cannot be decoded from {last:.1f} s on: {failure}")
     return frames
 
 
@@ -167,48 +164,41 @@ def read_audio(path, start=0.0, stop=None, longest=None):
     import av
     import torch
     import torchaudio
-    frames = decode_stream(path, "audio", "sound", longest)
+    frames = decode_stream(path, "audio", longest)
     begin, rate = frames[0][0] or 0.0, frames[0][1].sample_rate
     to_float = av.AudioResampler("fltp", frames[0][1].layout, rate)
-    parts, here = [], 0             # samples since `begin`; the last row says that there is a sound
+
+    def missing(samples):
+        return np.full(max(samples, 0), np.nan, np.float32)
+
+    parts, here = [], 0                                 # samples since `begin`
     for time, frame in frames:
+        block = np.concatenate([part.to_ndarray() for part in to_float.resample(frame)], 1).mean(0)
         step = 0 if time is None else round((time - begin) * rate) - here
         if step < -HOLE * rate:
             raise BadFile(path, f"has a sound whose time stamps go back by {-step / rate:.1f} s "
                                 f"after {here / rate:.1f} s")
-        block = np.concatenate([part.to_ndarray() for part in to_float.resample(frame)], 1)
-        if step > HOLE * rate:
-            parts.append(np.zeros((len(block) + 1, step), np.float32))
-            here += step
-        parts.append(np.pad(block, ((0, 1), (0, 0)), constant_values=1))
-        here += block.shape[1]
-
+        hole = step if step > HOLE * rate else 0
+        parts += [missing(hole), block]
+        here += hole + len(block)
     offset = round((start - begin) * rate)               # streams need not begin at 0
-    sound = np.pad(np.concatenate(parts, 1)[:, max(0, offset):], ((0, 0), (max(0, -offset), 0)))
+    sound = np.concatenate([missing(-offset), np.concatenate(parts)[max(0, offset):]])
     if stop is not None:
-        sound = sound[:, :round((stop - start) * rate)]
-    wanted = sound.shape[1] / rate if stop is None else stop - start
-    sound, there = sound[:-1], sound[-1].sum() / rate
+        sound = sound[:round((stop - start) * rate)]
+
+    wanted = len(sound) / rate if stop is None else stop - start
+    there = np.isfinite(sound).sum() / rate
     check_there(path, "sound", there, wanted, start)
     if there * RATE < store.WINDOW:
         raise BadFile(path, f"has only {there:.3f} s of sound from {start:g} s on")
-    if not np.abs(sound).max() <= LOUDEST:
-        raise BadFile(path, "has samples that are not finite, or far beyond full scale")
-    if sound.std(1).max() < QUIET:
-        where = f"from {start:g} to {stop:g} s" if stop is not None else "throughout"
-        raise BadFile(path, f"is silent {where}")
-    sound = sound.mean(0)
+    sound = np.nan_to_num(sound)
     if sound.std() < QUIET:
-        raise BadFile(path, "is silent where its channels are averaged: they cancel each other")
+        where = f"from {start:g} to {stop:g} s" if stop is not None else "throughout"
+        raise BadFile(path, f"is silent {where}, its channels averaged")
     sound = torchaudio.functional.resample(
         torch.from_numpy(sound).double(), rate, RATE, lowpass_filter_width=64,
         rolloff=0.9475937167399596, resampling_method="sinc_interp_kaiser", beta=14.769656459379492)
     return (sound * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy()
-
-
-def fit_length(sound, samples):
-    """A sound of exactly `samples`: its beginning, repeated if too short, as in OGM-GE's code."""
-    return np.resize(sound, samples)
 
 
 def to_rgb(frame, size=None):
@@ -216,48 +206,44 @@ def to_rgb(frame, size=None):
     return frame.reformat(size, size, "rgb24", interpolation=SQUASH).to_ndarray()
 
 
+def middles(start, stop, n):
+    """The middle of each of n equal parts of [start, stop]: (n,)."""
+    return start + (np.arange(n) + 0.5) * (stop - start) / n
+
+
 def read_frames(path, choose, size=256, longest=None):
     """Frames of a video, squashed to size x size: uint8 (T, 3, size, size), and the (height, width)
     they came from.
 
-    choose(times, end)  times of all frames in seconds and the time the last one ends -> the T
-                        indices wanted
-    Raises BadFile, also for a video that lasts longer than `longest` seconds.
+    choose(begin, end)  the seconds at which the first frame begins and the last one ends -> the T
+                        times wanted; of each, the nearest frame is taken
+    Raises BadFile, also for a video that has no frame near a time wanted, or lasts longer than
+    `longest` seconds.
     """
     held = 0
 
     def squashed(frame):                 # the area filter uses every source pixel
         if isinstance(frame, tuple):     # it is already
             return frame
-        turn = round(getattr(frame, "rotation", 0) / 90) % 4
-        return to_rgb(frame, size), frame.height, frame.width, turn
+        return to_rgb(frame, size), (frame.height, frame.width)
 
     def keep(frame):                     # few are wanted, but all of a long clip would not fit
         nonlocal held
         held += sum(plane.buffer_size for plane in frame.planes)
         return frame if held < HELD else squashed(frame)
 
-    frames = decode_stream(path, "video", "picture", longest, keep)
+    frames = decode_stream(path, "video", longest, keep)
     times = np.array([i / 25 if time is None else time for i, (time, _) in enumerate(frames)])
     gap = float(np.median(np.diff(times))) if len(times) > 1 else 0.04
-    chosen = choose(times, times.max() + gap)
-    wanted = {i: squashed(frames[i][1]) for i in set(chosen)}
-    _, height, width, turn = wanted[chosen[0]]                       # turn: a phone held upright
-    pictures = np.stack([wanted[i][0] for i in chosen])
-    pictures = np.rot90(pictures, turn, axes=(1, 2)).transpose(0, 3, 1, 2)
-    return np.ascontiguousarray(pictures), ((width, height) if turn % 2 else (height, width))
-
-
-def evenly(n):
-    """`choose` for `read_frames`: the middle of each of n equal parts of the clip."""
-    return lambda times, end: within(times[0], end, n)(times, end)
-
-
-def within(start, stop, n):
-    """`choose` for `read_frames`: the frame nearest to the middle of each of n equal parts of
-    [start, stop]."""
-    middles = start + (np.arange(n) + 0.5) * (stop - start) / n
-    return lambda times, end: np.abs(times[:, None] - middles).argmin(0)
+    wanted = choose(times.min(), times.max() + gap)
+    off = np.abs(times[:, None] - wanted)
+    nearest, far = off.argmin(0), off.min(0).argmax()
+    if off.min(0)[far] > max(FRAME_OFF, np.diff(wanted).max(initial=0) / 2):
+        raise BadFile(path, f"has a hole: its frame nearest to {wanted[far]:.2f} s stands at "
+                            f"{times[nearest[far]]:.2f} s")
+    chosen = {i: squashed(frames[i][1]) for i in set(nearest)}
+    pictures = np.stack([chosen[i][0] for i in nearest]).transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(pictures), chosen[nearest[0]][1]
 
 
 def read_picture(path, mode="RGB"):
@@ -266,9 +252,6 @@ def read_picture(path, mode="RGB"):
     check_file(path)
     try:
         with Image.open(path) as picture:
-            if picture.mode in ("RGBA", "LA", "P"):      # on white, as renders are meant to be seen
-                picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
             array = np.asarray(picture.convert(mode))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadFile(path, f"cannot be decoded: {error}") from None
@@ -290,39 +273,30 @@ def read_off(path):
     BadFile, also where the header's counts are not those of the lines.
     """
     check_file(path)
-    text = Path(path).read_text(encoding="ascii", errors="replace")
-    lines = [line for line in (raw.split("#", 1)[0].strip() for raw in text.splitlines()) if line]
-    if not lines or not lines[0].upper().startswith("OFF"):
+    text = re.sub("#.*", "", Path(path).read_text(encoding="ascii", errors="replace")).lstrip()
+    if text[:3].upper() != "OFF":
         raise BadFile(path, "is not an OFF mesh: it does not begin with OFF")
-    rows = [row for row in (lines[0][3:].split(), *map(str.split, lines[1:])) if row]
+    rows = [line.split() for line in text[3:].splitlines() if line.strip()]
     try:
-        n_vertices, n_faces = (int(count) for count in rows[0][:2])
+        n_vertices, n_faces = int(rows[0][0]), int(rows[0][1])
         corners, faces = rows[1:1 + n_vertices], rows[1 + n_vertices:]
         if n_vertices < 0 or len(faces) != n_faces:
-            what = "has more than its header says" if len(faces) > n_faces else "is cut off"
-            raise BadFile(path, f"{what}: {len(rows) - 1} lines for {n_vertices} vertices and "
-                                f"{n_faces} faces")
-        if any(len(row) != 3 for row in corners):
-            raise BadFile(path, f"has a line among its {n_vertices} vertices that is not x y z: "
-                                "its header may count wrongly")
-        if faces and len(faces[-1]) <= int(faces[-1][0]):
-            raise BadFile(path, "is cut off: its last face lacks corners")
-        if not all(int(row[0]) > 0 and len(row) - 1 - int(row[0]) in COLOURS for row in faces):
-            raise BadFile(path, f"has a line among its {n_faces} faces that is not a face: its "
-                                "header may count wrongly")
-        vertices = np.array(corners, dtype=np.float64).reshape(-1, 3)
-        triangles = np.array([(row[1], row[i], row[i + 1])
-                              for row in faces for i in range(2, int(row[0]))],
-                             dtype=np.int64).reshape(-1, 3)
+            raise BadFile(path, f"is cut off, or its header counts wrongly: {len(rows) - 1} lines "
+                                f"for {n_vertices} vertices and {n_faces} faces")
+        vertices = np.array(corners, np.float64)
+        triangles = [(row[1], row[i], row[i + 1]) for row in faces for i in range(2, int(row[0]))]
+        triangles = np.array(triangles, np.int64).reshape(-1, 3)
     except (ValueError, IndexError):
-        raise BadFile(path, "is not an OFF mesh: a count, a coordinate or a face is not as it "
-                            "should be") from None
-    if len(triangles) == 0:
+        raise BadFile(path, "is cut off, or no OFF mesh: a count, a coordinate or a face is not as "
+                            "it should be") from None
+    if vertices.shape != (n_vertices, 3) or not np.isfinite(vertices).all():
+        raise BadFile(path, "has a vertex that is not x y z: its header may count wrongly")
+    if any(int(row[0]) < 1 for row in faces):
+        raise BadFile(path, "has a line that is not a face: its header may count wrongly")
+    if not len(triangles):
         raise BadFile(path, "has no faces")
     if triangles.min() < 0 or triangles.max() >= n_vertices:
         raise BadFile(path, f"has a face with a corner beyond its {n_vertices} vertices")
-    if not np.isfinite(vertices).all():
-        raise BadFile(path, "has vertices that are not finite")
     return vertices, triangles
 
 

@@ -20,8 +20,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from data.errors import DataError
-from data.store import check, whole_file
+from data.store import DataError, check, whole_file
 
 PRECISIONS = {"bf16": torch.bfloat16, "off": torch.float32}
 # entries of a recipe that all methods share: how long and how fast, not what

@@ -26,10 +26,9 @@ from torchaudio.transforms import MelSpectrogram
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from data import store
-from data.errors import DataError
 from data.run import exit_codes
 from data.media import RATE, BadFile, check_file, read_audio
-from data.store import UNUSED, check
+from data.store import UNUSED, DataError, check
 
 TRAIN, VAL, TEST = 0, 1, 2
 COUNTS = {      # train, val and test items of the complete sets; utdmhad's val is carved from train

@@ -63,16 +63,16 @@ def muxed(path, stem, change=lambda packet: packet, **options):
     return out
 
 
-def without_packets(path, start, stop, jitter=0.0):
-    """The same file without the sound's packets from `start` to `stop` seconds; the time stamps of
-    the others, but the first, are moved by up to `jitter` seconds."""
+def without_packets(path, start, stop, jitter=0.0, kind="audio"):
+    """The same file without the packets of one `kind` from `start` to `stop` seconds; the time
+    stamps of the others, but the first, are moved by up to `jitter` seconds."""
     rng = np.random.default_rng(0)
 
     def change(packet):
-        sound = packet.stream.type == "audio"
-        if sound and start <= packet.pts * packet.time_base < stop:
+        chosen = packet.stream.type == kind
+        if chosen and start <= packet.pts * packet.time_base < stop:
             return None
-        if sound and packet.pts > 0:
+        if chosen and packet.pts > 0:
             packet.pts += round(rng.uniform(-jitter, jitter) / packet.time_base)
             packet.dts = packet.pts
         return packet
@@ -104,7 +104,7 @@ def touch(path):
     path.touch()
 
 
-def cremad(root, actors=(1001, 1003, 1005, 1006), empty=False):
+def cremad(root, actors=range(1001, 1006), empty=False):
     """Each actor with all six emotions; a list that puts every fourth clip into test."""
     ids = [f"{actor}_IEO_{emotion}_XX" for actor in actors
            for emotion in ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG")]
@@ -168,27 +168,22 @@ def grey(path, value, size=(34, 26), mode="L"):
     Image.new(mode, size, value if mode == "L" else (value,) * 3).save(path, quality=95)
 
 
-def ucf_pictures(root, layout="u,v"):
+def ucf_pictures(root):
     """Clips of 12 frames, of grey 10 to 120, with flow u of 101 to 112 and v of 151 to 162."""
     ucf_lists(root)
     for clip in UCF:
         for i in range(1, 13):
-            u, v = {"u,v": (f"u/{clip}/frame{i:06d}", f"v/{clip}/frame{i:06d}"),
-                    "x,y": (f"{clip}/x_{i:05d}", f"{clip}/y_{i:05d}"),
-                    "flow_x": (f"{clip}/flow_x_{i:05d}", f"{clip}/flow_y_{i:05d}")}[layout]
             grey(root / f"jpegs_256/{clip}/frame{i:06d}.jpg", 10 * i, mode="RGB")
-            grey(root / f"tvl1_flow/{u}.jpg", 100 + i)
-            grey(root / f"tvl1_flow/{v}.jpg", 150 + i)
-
-
-def views(root, numbers=range(1, 13), name="bed_0001", part="train", style="shaded"):
-    """A ModelNet40 object whose view v is a picture of grey 10 v."""
-    for n in numbers:
-        grey(root / f"{name.rpartition('_')[0]}/{part}/{name}.obj.{style}_v{n:03d}.png", 10 * n)
+            grey(root / f"tvl1_flow/u/{clip}/frame{i:06d}.jpg", 100 + i)
+            grey(root / f"tvl1_flow/v/{clip}/frame{i:06d}.jpg", 150 + i)
 
 
 CUBE = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
 CUBE_FACES = [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]]
+
+
+WEDGE = CUBE * [1, 1, 1 / 3]
+WEDGE[CUBE[:, 1] == 0, 2] *= 3         # tall in front, low behind: its two sides tell them apart
 
 
 def off(path, vertices=CUBE, faces=CUBE_FACES, header="OFF\n{} {} 0\n"):

@@ -1,7 +1,6 @@
-"""The data package: the stored format, the splits, and an item's way to the encoder."""
+"""The data package: the splits, and an item's way to the encoder."""
 
-import json
-import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -85,7 +84,7 @@ def test_crops_and_flips_differ_within_a_batch_and_flow_goes_with_its_rgb():
     std = torch.tensor(batches.IMAGENET[3][1])[0] * 255
     seen = inputs["rgb"][:, 0, 0, 32] * std + batches.IMAGENET[3][0][0] * 255
     torch.testing.assert_close(v, seen, rtol=0, atol=0.1)  # the same crop
-    views = dataset({f"{side}": {"kind": "view", "array": rgb} for side in ("front", "rear")})
+    views = dataset({side: {"kind": "rgb", "array": rgb} for side in ("front", "rear")})
     inputs, _, _ = next(iter(views.batches("train", 6, augment=True, generator=generator)))
     assert not torch.equal(inputs["front"], inputs["rear"])
 
@@ -141,70 +140,12 @@ def test_own_val_part_is_kept_and_val_0_leaves_it_out(tmp_path):
     assert len(none.indices("val")) == 0 and len(none.indices("train")) == 33
 
 
-def test_write_and_open_again(tmp_path):
-    spec = arrays()
-    store.write(tmp_path / "mine", **spec, groups=np.arange(48))
-    by_path, by_name = open_dataset(tmp_path / "mine"), open_dataset("mine", root=tmp_path)
-    assert by_path.name == by_name.name == "mine" and by_path.fingerprint == by_name.fingerprint
-    for name, mod in by_path.modalities.items():
-        np.testing.assert_array_equal(mod.array, spec["modalities"][name]["array"])
-        assert isinstance(mod.array, np.memmap)
-    assert by_path.modalities["image"].scale == (0.5, 1)
-    assert by_path.modalities["audio"].in_channels == 1
-    meta = json.loads((tmp_path / "mine/meta.json").read_text())
-    assert meta["splits"] == {"official": {"train": 36, "val": 0, "test": 12}}
-    assert meta["sha256"]["label.npy"] == store.sha256(tmp_path / "mine/label.npy")
-    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
-    with pytest.raises(DataError, match="exists already"):
-        store.write(tmp_path / "mine", **spec)
-
-
-@pytest.mark.parametrize("change,message", [
-    (lambda a: a["labels"].__setitem__(0, 9), "labels must be whole numbers 0 .. 2"),
-    (lambda a: a["ids"].__setitem__(0, "item 1"), "47 different ones for 48"),
-    (lambda a: a["ids"].__setitem__(0, "two\nlines"), "must be one line of text"),
-    (lambda a: a["splits"].update(odd=np.full(48, 7)), "split 'odd' must hold"),
-    (lambda a: a["splits"].update(odd=np.zeros(48, int)), "split 'odd' has no test items"),
-    *((lambda a, name=name: a["modalities"].update({name: a["modalities"]["audio"]}), message)
-      for name, message in (
-          ("../x", "modality name '../x'"), ("label", "label.npy holds the items' labels"),
-          ("group", "group.npy holds the items' groups"),
-          ("Audio", "use a to z, 0 to 9 and _, a letter first"), ("2d", "a letter first"),
-          (7, "a letter first"), ("x.y", "a letter first"), ("", "a letter first"))),
-    *((lambda a, m=m, changed=changed: a["modalities"][m].update(changed), message)
-      for m, changed, message in (
-          ("image", {"size": 8}, "modality 'image': size is 8, not a pair"),
-          ("audio", {"kind": "rgb"}, "modality 'audio': kind 'rgb' is stored as uint8"),
-          ("image", {"flips": True}, "modality 'image': kind 'rgb' has no option 'flips'"),
-          ("audio", {"array": np.zeros((7, 1, 8, 8), np.float16)}, "has 7 items"),
-          ("audio", {"array": np.full((48, 1, 8, 8), np.nan, np.float16)}, "not finite"),
-          ("audio", {"kind": "audio", "array": np.zeros((48, 511), np.int16)},
-           "511 samples is shorter than a window of 512"),
-          ("audio", {"kind": "audio", "array": np.zeros((48, 600), ">i2")}, "this array is >i2"),
-          ("audio", {"std": 1e-35}, "overflows float32"),
-          ("audio", {"mean": True}, "mean is True, not a finite"),
-          ("image", {"size": (True, 8)}, "not a height and a width"),
-          ("image", {"frame": [[2 ** 31, 5]] * 48}, "must hold height"),
-          ("image", {"kind": ["rgb"]}, "is not one of audio, rgb"))),
-    *((lambda a, kind=kind, c=channels: a["modalities"].update(mine={
-        "kind": kind, "array": np.zeros((48, 1, c, 8, 8), np.uint8)}), message)
-      for kind, channels, message in (
-          ("view", 2, "cannot have 2 channels: it has 1 or 3"),
-          ("view", 4, "kind 'view' cannot have 4 channels"),
-          ("rgb", 4, "kind 'rgb' cannot have 4 channels"),
-          ("flow", 3, "cannot have 3 channels: it has 2"))),
-])
-def test_write_refuses_what_training_cannot_take(tmp_path, change, message):
-    spec = arrays()
-    change(spec)
-    with pytest.raises(DataError, match=re.escape(message)):
-        store.write(tmp_path / "bad", **spec)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_dataset_that_is_not_there_says_how_to_get_it(tmp_path):
     with pytest.raises(DataError, match="python -m data.prepare ave --raw DIR"):
         open_dataset("ave", root=tmp_path)
+    for name in ("avmnist", "avletters", "utdmhad", "modelnet40_points"):
+        with pytest.raises(DataError, match=f"python -m results.sets {name} --raw DIR$"):
+            open_dataset(name, root=tmp_path)
     with pytest.raises(DataError, match="neither as a path nor under"):
         open_dataset("nowhere", root=tmp_path)
     with pytest.raises(DataError, match="no split 'clean': it has official"):
@@ -224,42 +165,51 @@ def test_the_embedded_set_is_the_one_that_was_measured():
 
 
 @pytest.mark.parametrize("kind,shape", [
-    ("view", (1, 1, 1, 1)), ("view", (1, 3, 5, 2)), ("rgb", (7, 1, 3, 3)), ("flow", (1, 2, 1, 9)),
-    ("audio", (512,)), ("audio", (513,)), ("spectrogram", (1, 1, 1)), ("spectrogram", (4, 3, 700)),
-])
+    ("rgb", (1, 1, 1, 1)), ("rgb", (7, 3, 5, 2)), ("flow", (1, 2, 1, 9)), ("audio", (512,)),
+    ("spectrogram", (1, 1, 1)), ("spectrogram", (4, 3, 700))])
 def test_what_is_taken_can_be_trained_on(kind, shape, tmp_path):
     array = np.random.default_rng(0).integers(0, 100, (8, *shape)).astype(store.KINDS[kind][0])
     store.write(tmp_path / "mine", {"mine": {"kind": kind, "array": array}}, [0, 1] * 4,
                 {"official": [0] * 4 + [2] * 4}, ["a", "b"], list("abcdefgh"))
     ds = open_dataset(tmp_path / "mine", val=0)
     inputs = next(iter(ds.batches("train", 4, augment=True)))[0]["mine"]
-    features = joint_baseline.Encoder(ds.modalities["mine"].in_channels)(inputs)
+    features = joint_baseline.Encoder(ds.in_channels["mine"])(inputs)
     assert features.shape == (4, 512) and features.isfinite().all()
 
 
-def test_numpys_scalars_are_numbers(tmp_path):
-    features, pictures = np.ones((4, 1, 8, 8), np.float16), np.zeros((4, 1, 3, 8, 8), np.uint8)
-    folder = store.write(tmp_path / "mine", {
-        "sound": {"kind": "spectrogram", "array": features, "mean": features.mean(),
-                  "std": np.float32(0.5)},
-        "picture": {"kind": "rgb", "array": pictures, "size": (np.int64(6), np.uint8(4)),
-                    "flip": np.bool_(False), "scale": np.array([0.5, 1])}},
-        [0, 1, 0, 1], {"official": [0, 0, 2, 2]}, ["a", "b"], list("abcd"))
-    meta = json.loads((folder / "meta.json").read_text())["modalities"]
-    assert meta["sound"] == {"kind": "spectrogram", "shape": [4, 1, 8, 8], "mean": 1.0, "std": 0.5}
-    assert meta["picture"] == {"kind": "rgb", "shape": [4, 1, 3, 8, 8], "size": [6, 4],
-                               "scale": [0.5, 1.0], "flip": False}
-    picture = open_dataset(folder, val=0).modalities["picture"]
-    assert picture.size == (6, 4) and picture.flip is False
+def test_arrays_go_to_the_device_in_slices(tmp_path, monkeypatch):
+    """No second copy of an array in host memory (the device is the CPU here, whose copy torch
+    keeps: tracemalloc sees NumPy's)."""
+    array = np.random.default_rng(0).integers(0, 256, (100, 1, 3, 64, 64), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", array)
+    stored = np.load(tmp_path / "a.npy", mmap_mode="r")
+    monkeypatch.setattr(batches, "SLICE", 7 * array[0].nbytes)
+    tracemalloc.start()
+    sent = batches.send(stored, torch.device("cpu"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert torch.equal(sent, torch.from_numpy(array)) and sent.dtype == torch.uint8
+    assert peak < 0.25 * array.nbytes
 
 
-def test_any_other_name_can(tmp_path):
-    names = ("labels", "split", "ids", "meta", "state", "frame", "type", "forward", "shared", "x_1")
-    store.write(tmp_path / "mine", **arrays(modalities=names))
-    assert tuple(open_dataset(tmp_path / "mine").modalities) == names
+@pytest.mark.parametrize("labels,groups,val,said", [
+    ([0, 1] * 6, [0] * 6 + [1] * 6, 0.1, "50% of the training items are held out, not 10%: whole "
+     "groups (speakers, videos) are held out, until a class of theirs has enough, and there are 2"),
+    ([0, 1] * 6, None, 0.01, "17% of the training items are held out, not 1%: each class holds out "
+     "at least one item and keeps one, and the smallest has 6")])
+def test_a_share_of_val_far_from_the_one_asked_for_gives_its_reason(labels, groups, val, said,
+                                                                    capsys):
+    def opened(split, labels, groups):
+        groups = None if groups is None else np.array([*groups, 7, 7])
+        array = np.full((len(labels) + 2, 1, 3, 4, 4), 9, np.uint8)
+        return Dataset("made", split, ["a", "b"], {"x": store.modality("rgb", array)},
+                       [*labels, 0, 1], [], groups, np.array([0] * len(labels) + [2, 2]), {}, val)
 
-
-def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert store.write("~/mine", **arrays()) == tmp_path / "mine"
-    assert len(store.read("~/mine")[4]) == 48
+    opened("official", labels, groups).check(2)
+    assert capsys.readouterr().err == f"warning: {said}\n"
+    opened("trial", labels, groups).check(2)            # of data.prepare --limit: noise
+    assert capsys.readouterr().err == ""
+    ds = opened("official", [0, 1], None if groups is None else [0, 1])
+    assert len(ds.indices("val")) == 0
+    assert ds.why_no_val == (f"to hold out any {'group (speaker, video)' if groups else 'item'} of "
+                             "train would leave a class with nothing to train on")
