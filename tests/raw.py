@@ -1,6 +1,5 @@
 """Small raw files in the formats that the downloads have, made with the real codecs."""
 
-import gzip
 import wave
 from fractions import Fraction
 
@@ -200,23 +199,3 @@ def modelnet(root, n=6):
             part = "test" if i % 3 == 2 else "train"
             path = root / f"ModelNet40/{kind}/{part}/{kind}_{i:04d}.off"
             off(path, CUBE * [1, 1 + i / 10, height])
-
-
-def idx(array, kind=8):
-    """An array in MNIST's format; kind 8: bytes."""
-    start = bytes([0, 0, kind, array.ndim])
-    return start + np.array(array.shape, ">i4").tobytes() + array.astype(np.uint8).tobytes()
-
-
-def avmnist(root, per_digit=11, zipped=True):
-    """Recordings of one speaker and MNIST files whose images are all of their digit's grey."""
-    for digit in range(10):
-        sound = tone(0.3, 8_000, 200 + 100 * digit)
-        for index in range(per_digit):
-            wav(root / f"recordings/{digit}_ann_{index}.wav", sound, 8_000)
-    labels = np.arange(300) % 10
-    images = (labels * 20)[:, None, None] * np.ones((1, 28, 28))
-    for stem in ("train", "t10k"):
-        for what, array in (("images-idx3", images), ("labels-idx1", labels)):
-            path = root / f"{stem}-{what}-ubyte{'.gz' if zipped else ''}"
-            path.write_bytes(gzip.compress(idx(array)) if zipped else idx(array))
