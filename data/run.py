@@ -81,8 +81,8 @@ def parse(script, argv, args, recipe, changes, small, scaled=("lr_step",), may_b
     typed = {entry: getattr(args, entry) for entry in recipe if getattr(args, entry) is not None}
     r = {**default, **typed}
     for entry, value in r.items():
-        lowest = 0 if entry in may_be_0 else math.ulp(0)
-        check(isinstance(value, str) or lowest <= value < math.inf,
+        zero = value == 0 and entry in may_be_0
+        check(isinstance(value, str) or zero or 0 < value < math.inf,
               f"{flag(entry)} cannot be {value}")
     for entry in scaled:
         if entry not in typed:
@@ -133,7 +133,7 @@ def pick_device(gpu=None, amp="auto", checkpoint=None):
     new = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     if amp == "auto":
         amp = "bf16" if new else "off"
-        if checkpoint:
+        if checkpoint:          # two precisions in one run would be no run at all
             return device, getattr(torch, checkpoint["provenance"]["precision"])
     return device, PRECISIONS[amp]
 
@@ -161,7 +161,7 @@ def run_once(script, train, args, ds, r, path, config):
             result = train(args, ds, r, path, config)
         say_if_code_changed(path, result.get("code"), script)
         print_table(result)
-        print(f"{path}.json")
+        print(f"result: {path}.json")
     return result
 
 
@@ -291,6 +291,7 @@ def provenance(script, path, model, device, dtype, checkpoint=None):
     name = f"{platform.machine()} CPU"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
+        torch.cuda.reset_peak_memory_stats(device)
     return dict(
         precision=str(dtype).removeprefix("torch."), commit=now["commit"],
         code=[*before, dict(epoch=done, **now)], device=name, threads=torch.get_num_threads(),
