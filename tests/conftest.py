@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -72,6 +73,14 @@ def shrink(patch):
 def small(monkeypatch):
     """The scripts with the small encoder."""
     shrink(monkeypatch)
+
+
+@pytest.fixture
+def sigterm():
+    """What exit_codes does to this process, undone."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def outcome(folder):

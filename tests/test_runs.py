@@ -399,7 +399,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_a_checkpoint(quick, tmp_
     assert not list(tmp_path.glob("*.pt*"))
 
 
-def test_a_full_disk_leaves_nothing_half_written(quick, tmp_path, small, capsys):
+def test_a_full_disk_leaves_nothing_half_written(quick, tmp_path, small, capsys, sigterm):
     """A limit on the size of files, less than a checkpoint, fails in the middle, as a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
@@ -415,14 +415,6 @@ def test_a_full_disk_leaves_nothing_half_written(quick, tmp_path, small, capsys)
 
 
 # ---- how a command ends --------------------------------------------------------------------------
-@pytest.fixture(autouse=True)
-def sigterm():
-    """What exit_codes does to this process, undone."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 @pytest.mark.parametrize("error,code,line", [
     (DataError("no"), 2, "error: no"), (OSError(28, "No space", "here"), 2, "error: here: No space"),
     (FloatingPointError("loss"), 1, "error: loss"),
@@ -433,7 +425,7 @@ def sigterm():
     pytest.param(MemoryError(), 2, "error: out of memory", marks=pytest.mark.xfail(
         strict=True, reason="an error without words has no first line: IndexError")),
     (ValueError("a bug"), None, "")])
-def test_exit_codes(error, code, line, capsys):
+def test_exit_codes(error, code, line, capsys, sigterm):
     with pytest.raises(SystemExit if code else ValueError) as stop, exit_codes("some/x.py"):
         raise error
     assert code is None or stop.value.code == code
@@ -459,7 +451,7 @@ def test_an_interrupted_run_ends_with_a_line(number, code, quick, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["notebook", "closed", "thread"])
-def test_a_run_in_odd_places(where, quick, tmp_path, small, monkeypatch):
+def test_a_run_in_odd_places(where, quick, tmp_path, small, monkeypatch, sigterm):
     def typed_there():
         with exit_codes("x.py"):
             joint_baseline.main(quick)
