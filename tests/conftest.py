@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -9,11 +10,15 @@ import numpy as np
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"     # two tests at a time are faster so; child processes too
+# everything runs on the CPU, child processes too; NANOMML_GPU=1 asks for tests/test_gpu.py as well
+if not os.environ.get("NANOMML_GPU"):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
+import balance  # noqa: E402
 import dimml  # noqa: E402
 import joint_baseline  # noqa: E402
 import udi  # noqa: E402
@@ -60,7 +65,7 @@ class SmallEncoder(torch.nn.Sequential):
 
 
 def shrink(patch):
-    for script in (dimml, joint_baseline, udi):
+    for script in (balance, dimml, joint_baseline, udi):
         patch.setattr(script, "Encoder", SmallEncoder)
 
 
@@ -70,12 +75,20 @@ def small(monkeypatch):
     shrink(monkeypatch)
 
 
+@pytest.fixture
+def sigterm():
+    """What exit_codes does to this process, undone."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
 def outcome(folder):
-    """Result and weights of the one run in a folder, less what a clock or a command decides."""
+    """Result and weights of the one run in a folder, less what says how it was made, and when."""
     path, = Path(folder).glob("*.json")
     result = json.loads(path.read_text(encoding="utf-8"))
     for part in (result, *result["epochs"]):
-        for key in ("seconds", "items_per_second", "command", "commit"):
+        for key in ("seconds", "command", "commit", "code", "peak_memory"):
             part.pop(key, None)
     return result, torch.load(path.with_suffix(".pt"), weights_only=True)["model"]
 

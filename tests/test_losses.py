@@ -1,11 +1,14 @@
-"""Each function of the methods against a slow loop in float64 that follows the equation."""
+"""Each function of the methods against a slow loop in float64 that follows its equation."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torchvision.models import resnet18
 
+import balance
 import dimml
 import joint_baseline
 import udi
@@ -13,30 +16,33 @@ import udi
 F64 = torch.float64
 
 
+# ---- dimml.py ------------------------------------------------------------------------------------
 def loop_dimension_accuracy(z, labels, n_classes):
     n, dim = z.shape
-    hits = torch.zeros(dim, dtype=F64)
+    hits, labels = [0] * dim, labels.tolist()
     for d in range(dim):
-        means = [z[labels == c, d].mean().item() if (labels == c).any() else math.inf
-                 for c in range(n_classes)]
-        for i in range(n):
-            distances = [abs(z[i, d].item() - mean) for mean in means]
-            hits[d] += distances.index(min(distances)) == labels[i]
-    return hits / n
+        column = z[:, d].tolist()
+        means = []
+        for c in range(n_classes):
+            members = [x for x, y in zip(column, labels) if y == c]
+            means.append(sum(members) / len(members) if members else math.inf)
+        for x, y in zip(column, labels):
+            distances = [abs(x - mean) for mean in means]
+            hits[d] += distances.index(min(distances)) == y
+    return torch.tensor(hits, dtype=F64) / n
 
 
-@pytest.mark.parametrize("n_classes", [2, 7])
-def test_dimension_accuracy_is_the_nearest_class_mean(n_classes):
+@pytest.mark.parametrize("n_classes,n_seen", [(2, 2), (7, 7), (7, 6)])     # 6: a class has no items
+def test_effective_dimensions(n_classes, n_seen):
     torch.manual_seed(0)
-    labels = torch.randint(0, n_classes, (300,))        # more than one chunk
-    z = torch.randn(300, 9, dtype=F64) + labels[:, None] * torch.linspace(0, 1, 9, dtype=F64)
+    labels = torch.randint(0, n_seen, (300,))           # more than one chunk
+    z = torch.randn(300, 60, dtype=F64) + labels[:, None] * torch.linspace(0, 1, 60, dtype=F64)
     z[:, 2] = 0                                         # a dead dimension: every mean is equal
-    z[:, 3] = z[:, 3].clamp(min=1)                      # ReLU-like: many equal values
-    expected = loop_dimension_accuracy(z, labels, n_classes)
-    torch.testing.assert_close(dimml.dimension_accuracy(z, labels, n_classes), expected)
+    z[:, 3] = z[:, 3].clamp(min=1)                      # as after a ReLU: many equal values
+    accuracy = loop_dimension_accuracy(z, labels, n_classes)
     effective = dimml.effective_dimensions(z, labels, n_classes)
-    assert effective.dtype == torch.bool and torch.equal(effective, expected > expected.mean())
-    assert 0 < effective.sum() < 9
+    assert effective.dtype == torch.bool and torch.equal(effective, accuracy > accuracy.mean())
+    assert 10 < effective.sum() < 50
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3])
@@ -47,14 +53,10 @@ def test_of_equally_good_dimensions_none_is_effective(value):
     assert not dimml.effective_dimensions(z, labels, 3).any()
 
 
-def test_a_class_without_items_is_never_the_nearest():
-    z, labels = torch.tensor([[0.0], [0.1], [5.0], [5.1]]), torch.tensor([0, 0, 2, 2])
-    assert dimml.dimension_accuracy(z, labels, 4).item() == 1.0
-
-
 def test_of_two_equal_means_the_first_class_is_the_nearest():
-    z, labels = torch.tensor([[0.0], [-1.0], [1.0], [10.0]]), torch.tensor([0, 1, 1, 2])
-    assert dimml.dimension_accuracy(z, labels, 3).item() == 0.5     # means of 0 and 1: both 0
+    """So the first dimension is right in two of four items, the second in three."""
+    z, labels = torch.tensor([[0, 0], [-1, 0.1], [1, 5], [10, 10]]), torch.tensor([0, 1, 1, 2])
+    assert dimml.effective_dimensions(z, labels, 3).tolist() == [False, True]
 
 
 def loop_duc(z, effective, tau):
@@ -83,15 +85,11 @@ def test_duc_loss_and_its_gradient(names):
     torch.testing.assert_close(torch.autograd.grad(loss, list(z.values())), wanted)
 
 
-def test_duc_teaches_in_one_direction_only():
-    strong, weak = torch.randn(4, 6, requires_grad=True), torch.randn(4, 6, requires_grad=True)
-    z, every, none = {"strong": strong, "weak": weak}, torch.ones(6).bool(), torch.zeros(6).bool()
-    dimml.duc_loss(z, {"strong": every, "weak": none}, 1.0).backward()
-    assert weak.grad.abs().sum() > 0 and (strong.grad is None or strong.grad.abs().sum() == 0)
-    weak.grad = None
-    nothing = dimml.duc_loss(z, {"strong": every, "weak": every}, 1.0)
-    nothing.backward()
-    assert nothing.item() == 0 and not weak.grad.any()
+def test_duc_adds_nothing_where_there_is_nothing_to_transfer():
+    z = {m: torch.randn(4, 6, requires_grad=True) for m in "ab"}
+    loss = dimml.duc_loss(z, dict.fromkeys("ab", torch.arange(6) < 3), 1.0)
+    loss.backward()
+    assert loss.item() == 0 and not z["a"].grad.any() and not z["b"].grad.any()
 
 
 def test_duc_is_finite_where_the_published_loop_overflows():
@@ -114,28 +112,49 @@ def test_certainty_weighted_logits():
     assert dimml.certainty_weighted_logits([torch.full((1, 3), 1e4)] * 2, 1.0).isfinite().all()
 
 
+# ---- heads and encoders --------------------------------------------------------------------------
 @pytest.mark.parametrize("n_modalities", [2, 3])
-def test_the_heads_of_dimml(n_modalities):
-    """`own` leaves the fusion head out, `unweighted` the weights; the answer has both."""
+def test_the_heads_of_each_script(n_modalities, small):
     torch.manual_seed(0)
     z = {f"m{i}": torch.randn(5, 8) for i in range(n_modalities)}
-    model = dimml.DIMML({m: 1 for m in z}, 4, dim=8)
-    assert model.logits(z, "detached", 0.5)["heads"] == {}      # its fusion head is not trained yet
-    groups = model.logits(z, "fusion", 0.5)
-    own = [z_m @ head.weight.T + head.bias for z_m, head in zip(z.values(), model.heads)]
-    fusion = sum(z_m @ w.T for z_m, w in zip(z.values(), model.fusion_head.weight.split(8, dim=1)))
-    fusion = fusion + model.fusion_head.bias
-    torch.testing.assert_close(groups["modality_heads"], dict(zip(z, own)))
-    torch.testing.assert_close(groups["heads"], {
-        "fused": dimml.certainty_weighted_logits([*own, fusion], 0.5), "fusion": fusion,
-        "own": sum(own) / n_modalities, "unweighted": (sum(own) + fusion) / (n_modalities + 1)})
+    channels = {m: 1 for m in z}
+
+    model = dimml.DIMML(channels, 4, dim=8)
+    own = {m: z[m] @ head.weight.T + head.bias for m, head in model.heads.items()}
+    fusion = model.fusion_head(torch.cat(list(z.values()), 1))
+    answer = dimml.certainty_weighted_logits([*own.values(), fusion], 0.5)
+    total = sum(own.values())
+    torch.testing.assert_close(model.logits(z, 0.5), {
+        "fused": answer, "fusion": fusion, "own": total / n_modalities,
+        "unweighted": (total + fusion) / (n_modalities + 1), **own})
+
+    model = udi.UDI(channels, 4, dim=8)
+    own = {m: z[m] @ head.weight.T + head.bias for m, head in model.heads.items()}
+    mean = sum(own.values()) / n_modalities
+    torch.testing.assert_close(model.logits(z), {"fused": mean, **own})
+
+    model = joint_baseline.Model(channels, 4, dim=8)
+    temperatures = dict(zip(z, (0.5, 2.0, 4.0)))
+    own = {m: z[m] @ head.weight.T + head.bias for m, head in model.heads.items()}
+    mean = sum(own.values()) / n_modalities
+    calibrated = sum(own[m] / temperatures[m] for m in own) / n_modalities
+    torch.testing.assert_close(model.logits(z, temperatures),
+                               {"fused": mean, "calibrated": calibrated, **own})
+    assert list(model.logits(z)) == ["fused", *z]               # without validation items
+
+    model = balance.Model(channels, 4, own_heads=True, dim=8)
+    own = {m: z[m] @ head.weight.T + head.bias for m, head in model.heads.items()}
+    joint = model.fusion_head(torch.cat(list(z.values()), 1))
+    mean = sum(own.values()) / n_modalities
+    torch.testing.assert_close(model.logits(z), {"fused": joint, "own": mean, **own})
+    assert list(balance.Model(channels, 4, own_heads=False, dim=8).logits(z)) == ["fused"]
 
 
 @pytest.mark.parametrize("n_modalities", [2, 3])
 def test_fusions_follow_their_equations(n_modalities):
     torch.manual_seed(0)
     z = {f"m{i}": torch.randn(5, 8) for i in range(n_modalities)}
-    heads = {kind: joint_baseline.Fusion(kind, n_modalities, 8, 3)
+    heads = {kind: joint_baseline.Fusion(kind, n_modalities, 3, dim=8)
              for kind in ("concat", "sum", "film", "gated")}
     *others, last = z.values()
     expected = {"concat": heads["concat"].out(torch.cat([*others, last], 1)),
@@ -149,11 +168,10 @@ def test_fusions_follow_their_equations(n_modalities):
         h = h * torch.sigmoid(linear(z_m))
     expected["gated"] = heads["gated"].out(h)
     for kind, head in heads.items():
-        assert head(z).shape == (5, 3)
         torch.testing.assert_close(head(z), expected[kind])
 
 
-@pytest.mark.parametrize("script", [dimml, joint_baseline, udi])
+@pytest.mark.parametrize("script", [balance, dimml, joint_baseline, udi])
 def test_encoder_is_torchvisions_resnet18_with_a_mean_over_time(script):
     torch.manual_seed(0)
     encoder, reference = script.Encoder(3).eval(), resnet18().eval()
@@ -164,4 +182,233 @@ def test_encoder_is_torchvisions_resnet18_with_a_mean_over_time(script):
     torch.testing.assert_close(encoder(frames), expected, rtol=1e-4, atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
         assert encoder(frames).dtype == torch.float32           # so no loss mentions precision
-    assert script.Encoder(1)(torch.randn(2, 1, 1, 257, 30)).shape == (2, 512)
+
+
+# ---- joint_baseline.py ---------------------------------------------------------------------------
+def loop_temperature(logits, labels):
+    best = math.inf, None
+    for k in range(81):
+        t, loss = 10 ** (k / 40 - 1), 0
+        for o, y in zip(logits.tolist(), labels.tolist()):
+            top = max(o) / t
+            loss += top + math.log(math.fsum(math.exp(v / t - top) for v in o)) - o[y] / t
+        best = min(best, (loss, t))
+    return best[1]
+
+
+def test_calibration_temperature():
+    torch.manual_seed(0)
+    labels = torch.randint(0, 5, (200,))
+    plain = F.one_hot(labels, 5) + torch.randn(200, 5)
+    temperatures = []
+    for scale in (0.5, 1, 2, 4):
+        temperatures.append(joint_baseline.calibration_temperature(scale * plain, labels))
+        assert temperatures[-1] == pytest.approx(loop_temperature(scale * plain, labels))
+    assert 0.1 < temperatures[0] < temperatures[1] < temperatures[2] < temperatures[3] < 10
+    certain, wrong = 100.0 * F.one_hot(labels, 5), 1e6 * F.one_hot((labels + 1) % 5, 5)
+    assert joint_baseline.calibration_temperature(certain / 100, labels) == pytest.approx(0.1)
+    assert joint_baseline.calibration_temperature(wrong, labels) == pytest.approx(10)
+
+
+# ---- balance.py ----------------------------------------------------------------------------------
+def loop_ogm(scores, alpha):
+    result = {}
+    for m, s in scores.items():
+        others = [value for name, value in scores.items() if name != m]
+        mean = sum(others) / len(others)
+        if mean == 0:
+            result[m] = 1.0 if s == 0 else 0.0
+        else:
+            result[m] = 1 - math.tanh(alpha * s / mean) if s / mean > 1 else 1.0
+    return result
+
+
+@pytest.mark.parametrize("values", [(3.0, 1.0), (1.0, 3.0), (8.0, 7.5, 1.0), (1.0, 5.0, 0.5, 0.25),
+                                    (2.0, 0.0), (0.0, 0.0), (0.0, 2.0, 0.0)])
+def test_ogm_coefficients(values):
+    scores = dict(zip("abcd", values))
+    for given in (scores, {m: torch.tensor(s) for m, s in scores.items()}):
+        got = {m: float(k) for m, k in balance.ogm_coefficients(given, 0.8).items()}
+        assert got == pytest.approx(loop_ogm(scores, 0.8), abs=1e-6)
+
+
+def test_ogm_keeps_equal_encoders_and_jumps_above():
+    for n in (2, 3, 5):
+        for value in np.linspace(0.1, 16, 200):         # also where sums of the scores are rounded
+            scores = {str(i): torch.tensor(value, dtype=torch.float32) for i in range(n)}
+            assert all(k == 1 for k in balance.ogm_coefficients(scores, 0.8).values())
+    above = balance.ogm_coefficients({"a": 1.00001, "b": 1.0}, 0.8)
+    assert float(above["a"]) == pytest.approx(1 - math.tanh(0.8), abs=1e-4) and above["b"] == 1
+
+
+def test_ge_keeps_k_g_and_adds_noise_of_the_spread_of_g():
+    torch.manual_seed(0)
+    g, generator = 0.01 * torch.randn(64, 64, 7, 7) + 0.003, torch.Generator()
+    noise = balance.ogm_ge_gradient(g, torch.tensor(0.0), generator.manual_seed(5))
+    kept = balance.ogm_ge_gradient(g, torch.tensor(0.3), generator.manual_seed(5)) - noise
+    torch.testing.assert_close(kept, 0.3 * g)
+    assert noise.std().item() == pytest.approx(g.std().item(), rel=0.01)
+    again = balance.ogm_ge_gradient(g, 0.0, generator)              # drawn anew
+    for other in (torch.ones(()), g / g.std(), again / g.std()):
+        assert abs((noise * other).mean() / g.std()) < 0.01
+
+
+def loop_k0(g0, g1):
+    """From plain lists of numbers."""
+    def dot(u, v):
+        return math.fsum(a * b for a, b in zip(u, v))
+    if dot(g0, g1) > 0 or not any(g0) and not any(g1):
+        return 0.5
+    k0 = (dot(g1, g1) - dot(g0, g1)) / math.fsum((a - b) ** 2 for a, b in zip(g0, g1))
+    return min(max(k0, 0.001), 0.999)
+
+
+def loop_pareto(joint, own):
+    """Lists of tensors -> such a list, k0 and the cosine, number by number."""
+    g0, g1 = (torch.cat([g.flatten() for g in grads]) for grads in (joint, own))
+    k0, result = loop_k0(g0.tolist(), g1.tolist()), []
+    for a, b in zip(joint, own):
+        h = 2 * k0 * a + 2 * (1 - k0) * b
+        size, plain = (math.sqrt(math.fsum(v * v for v in x.flatten().tolist())) for x in (h, a + b))
+        result.append(1.5 * max(1, plain / size) * h if size else 0 * h)
+    return result, k0, (g0 @ g1 / (g0.norm() * g1.norm() + 1e-300)).item()
+
+
+def test_pareto_weights():
+    torch.manual_seed(0)
+    g = torch.randn(40, dtype=F64)
+    across = torch.randn(40, dtype=F64)
+    across = across - (across @ g) / (g @ g) * g                    # orthogonal to g
+    cases = {"parallel": (g, 3 * g, 0.5), "the same": (g, g, 0.5), "opposite": (g, -g, 0.5),
+             "opposite, larger": (g, -3 * g, 0.75), "opposite, tiny": (g, -1e-6 * g, 0.001),
+             "no joint one": (0 * g, g, 0.999), "no own one": (g, 0 * g, 0.001),
+             "neither": (0 * g, 0 * g, 0.5), "a slight conflict": (g, across - 0.1 * g, None),
+             "a slight agreement": (g, across + 1e-3 * g, 0.5), "conflict": (g, across - g, None)}
+    for name, (g0, g1, k0) in cases.items():
+        got = balance.pareto_weights(g0, g1)
+        assert got.tolist() == pytest.approx([got[0].item(), 1 - got[0].item()]), name
+        assert got[0].item() == pytest.approx(loop_k0(g0.tolist(), g1.tolist())), name
+        assert k0 is None or got[0].item() == pytest.approx(k0), name
+    g0, g1, _ = cases["conflict"]
+    least = balance.pareto_weights(g0, g1) @ torch.stack([g0, g1])
+    for k0 in np.linspace(0.001, 0.999, 99):                        # the point of least norm indeed
+        assert least.norm() <= (k0 * g0 + (1 - k0) * g1).norm() + 1e-12
+
+
+@pytest.mark.parametrize("own_of", [lambda g: torch.randn_like(g) - 2 * g,          # conflict
+                                    lambda g: torch.randn_like(g) + 2 * g,          # agreement
+                                    lambda g: g, lambda g: -g, lambda g: 0 * g])
+def test_pareto_gradient(own_of):
+    torch.manual_seed(0)
+    joint = [torch.randn(shape, dtype=F64) for shape in ((3, 2), (5,), (4,), (2,))]
+    own = [own_of(g) for g in joint]
+    joint[2], own[2] = torch.zeros(2, 4, dtype=F64)                 # a tensor that feels neither
+    before = [g.clone() for g in (*joint, *own)]
+    got, watched = balance.pareto_gradient(joint, own)
+    expected, k0, cosine = loop_pareto(joint, own)
+    torch.testing.assert_close(got, expected)
+    assert watched.tolist() == pytest.approx([cosine, 1 - k0])
+    assert all(torch.equal(a, b) for a, b in zip(before, (*joint, *own)))   # nothing in place
+
+
+def test_half_head_logits_sum_to_the_heads():
+    torch.manual_seed(0)
+    z, head = {m: torch.randn(5, 8) for m in "abc"}, torch.nn.Linear(24, 4)
+    halves = balance.half_head_logits(z, head.weight, head.bias / 3)
+    torch.testing.assert_close(sum(halves.values()), head(torch.cat(list(z.values()), 1)))
+    torch.testing.assert_close(halves["b"], z["b"] @ head.weight[:, 8:16].T + head.bias / 3)
+
+
+# ---- udi.py --------------------------------------------------------------------------------------
+def test_consistency_loss_and_its_gradient():
+    torch.manual_seed(0)
+    anchor = torch.randn(5, 4, dtype=F64)
+    follower = torch.randn(5, 4, dtype=F64, requires_grad=True)
+    expected = torch.zeros((), dtype=F64)
+    for a, f in zip(anchor, follower):
+        p, q = a.exp() / a.exp().sum(), f.exp() / f.exp().sum()
+        for c in range(4):
+            m = (p[c] + q[c]) / 2
+            expected = expected + (p[c] * torch.log(p[c] / m) + q[c] * torch.log(q[c] / m)) / 2 / 5
+    got = udi.consistency_loss(anchor, follower)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(torch.autograd.grad(got, follower),
+                               torch.autograd.grad(expected, follower))
+
+
+def test_consistency_loss_is_symmetric_bounded_and_finite():
+    torch.manual_seed(0)
+    for scale in (1, 100, 1e4):
+        a, f = scale * torch.randn(8, 5), (scale * torch.randn(8, 5)).requires_grad_()
+        loss = udi.consistency_loss(a, f)
+        assert 0 <= loss.item() <= math.log(2) + 1e-6
+        assert loss.item() == pytest.approx(udi.consistency_loss(f, a).item(), abs=1e-6)
+        assert torch.autograd.grad(loss, f)[0].isfinite().all()
+    assert udi.consistency_loss(a, a).item() == pytest.approx(0, abs=1e-6)
+    opposite = udi.consistency_loss(torch.tensor([[1e4, 0.0]]), torch.tensor([[0.0, 1e4]]))
+    assert opposite.item() == pytest.approx(math.log(2))
+
+
+def test_complementary_loss_and_its_gradient():
+    torch.manual_seed(0)
+    anchor = torch.randn(6, 7, dtype=F64)
+    follower = torch.randn(6, 7, dtype=F64, requires_grad=True)
+    a, f = ([row / row.norm() for row in x] for x in (anchor, follower))
+    every = sum(((f[i] - a[j]) ** 2).sum() for i in range(6) for j in range(6)) / 36
+    same = sum(((f[i] - a[i]) ** 2).sum() for i in range(6)) / 6
+    expected = (every - same) / (2 * 0.1)
+    got = udi.complementary_loss(anchor, follower, 0.1)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(torch.autograd.grad(got, follower),
+                               torch.autograd.grad(expected, follower))
+
+
+def test_linear_cka():
+    torch.manual_seed(0)
+    a, f = torch.randn(20, 6, dtype=F64), torch.randn(20, 4, dtype=F64)
+    ca, cf = a - a.mean(0), f - f.mean(0)
+    expected = (cf.T @ ca).square().sum() / ((ca.T @ ca).norm() * (cf.T @ cf).norm())
+    assert udi.linear_cka(a, f).item() == pytest.approx(expected.item(), rel=1e-4)
+    rotation = torch.linalg.qr(torch.randn(6, 6, dtype=F64))[0]
+    assert udi.linear_cka(a, 3 * a @ rotation).item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", [udi.consistency_loss, udi.linear_cka,
+                                  lambda a, f: udi.complementary_loss(a, f, 0.1)])
+def test_no_gradient_reaches_the_anchor(loss):
+    a, f = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
+    loss(a, f).backward()
+    assert a.grad is None and f.grad.abs().sum() > 0
+
+
+def test_interaction_weights_follow_the_alignment():
+    torch.manual_seed(0)
+    task, other = torch.randn(4, 6, dtype=F64), torch.randn(4, 6, dtype=F64)
+    cosines = udi.alignment(task, other, -3 * task)
+    expected = (task * other).sum() / (task.norm() * other.norm())
+    assert cosines.tolist() == pytest.approx([expected.item(), -1])
+    assert udi.alignment(task, 0 * task, other)[0] == 0 == udi.alignment(0 * task, task, other)[0]
+
+    odds = [math.exp(cosine / 0.3) for cosine in (0.4, -0.2)]
+    weights = udi.interaction_weights(torch.tensor([0.4, -0.2]), 0.3)
+    assert weights.tolist() == pytest.approx([odds[0] / sum(odds), odds[1] / sum(odds)])
+
+
+def test_choose_anchor():
+    assert udi.choose_anchor({"a": 0.7, "b": 0.9}, {"a": 0.1, "b": 2.0}, 0.05) == "b"
+    near = udi.choose_anchor({"a": 0.87, "b": 0.9, "c": 0.5}, {"a": 0.3, "b": 0.4, "c": 0.0}, 0.05)
+    assert near == "a"                                              # the lower entropy
+    equal = udi.choose_anchor({"a": 0.9, "b": 0.9}, {"a": 0.3, "b": 0.3}, 0.0)
+    assert equal == "a"                                             # the first named
+
+
+def test_the_anchor_is_chosen_by_the_last_scores_of_stage_1():
+    def epoch(stage, m, accuracy, entropy):
+        return dict(stage=stage, modality=m, val={m: dict(accuracy=accuracy, entropy=entropy)})
+
+    alone = [epoch("alone", "a", 0.2, 0.9), epoch("alone", "a", 0.77, 0.1),
+             epoch("alone", "b", 0.9, 0.3), epoch("alone", "b", 0.8, 0.2)]
+    choice = dict(anchor="a", accuracy={"a": 0.77, "b": 0.8}, entropy={"a": 0.1, "b": 0.2},
+                  tolerance=pytest.approx(0.04))                    # sqrt(0.8 * 0.2 / 100)
+    assert udi.choose(alone, n_val=100) == choice
+    assert udi.choose([*alone, epoch("guided", "b", 0.95, 0.1)], n_val=100) == choice

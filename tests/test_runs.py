@@ -1,0 +1,548 @@
+"""Whole runs on a tiny dataset: names, what is written, that it repeats, and that nothing is lost."""
+
+import importlib.util
+import io
+import json
+import os
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import PLAIN, ROOT, SmallEncoder, arrays, outcome, same
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import balance
+import dimml
+import joint_baseline
+import udi
+from data import DataError, open_dataset, store
+from data.run import claim, current_code, exit_codes, half_done, whole_file
+
+BOTH, OURS = {"audio", "image"}, {"fused", "fusion", "own", "unweighted"}
+RUNS = {        # script, flags, epochs, our heads, the modalities' own
+    "dimml": (dimml, "--epochs 3 --warmup 1 --fusion-epochs 2", 5, OURS, BOTH),
+    "udi": (udi, "--epochs 2", 6, {"fused"}, BOTH),
+    "gated": (joint_baseline, "--epochs 2 --fusion gated", 2, {"fused"}, set()),
+    "ensemble": (joint_baseline, "--epochs 2 --ensemble", 2, {"fused", "calibrated"}, BOTH),
+    "ogm_ge": (balance, "--epochs 4 --balance ogm_ge", 4, {"fused"}, set()),
+    "mmpareto": (balance, "--epochs 2 --balance mmpareto", 2, {"fused", "own"}, BOTH),
+}
+QUICK = ["--modality", "image", "--batch-size", "8", "--epochs", "2"]
+QUICK_FILE = "joint_baseline.only-image-tiny-official-seed0"
+
+
+def train(name, tiny, out, *more):
+    script, flags, *_ = RUNS[name]
+    return script.main(["--dataset", tiny, "--batch-size", "8", *flags.split(), "--out", str(out),
+                        *more])
+
+
+@pytest.fixture
+def quick(tiny, tmp_path):
+    """Flags of a short run into tmp_path."""
+    return ["--dataset", tiny, *QUICK, "--out", str(tmp_path)]
+
+
+def stopped(script, argv, after=1):
+    """A run that is interrupted when it has trained so many epochs."""
+    begun = []
+
+    def tqdm(batches, **_):
+        begun.append(batches)
+        if len(begun) > after:
+            raise InterruptedError
+        return batches
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedError) as stop:
+        patch.setattr(script, "tqdm", tqdm)
+        script.main(argv)
+    return stop
+
+
+def typed(script, argv, end=subprocess.run, env={}):
+    return end([sys.executable, f"{script}.py", *argv], cwd=ROOT, stdout=subprocess.PIPE,
+               stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
+               text=True)
+
+
+# ---- what a run writes, and that it repeats ------------------------------------------------------
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_resumed_after_any_epoch_writes_the_same_bits(name, tiny, tmp_path, small, capsys):
+    script, flags, n_epochs, *_ = RUNS[name]
+    result = train(name, tiny, tmp_path / "whole")
+    answer = f"fused (the answer)      {100 * result['heads']['fused']['last']['accuracy']:8.1f}"
+    assert answer in (printed := capsys.readouterr().out)
+    assert "encoder of image" in printed and printed.count(" left\n") == n_epochs
+
+    argv = ["--dataset", tiny, "--batch-size", "8", *flags.split(), "--resume"]
+    for _ in range(n_epochs - 1):
+        stopped(script, [*argv, "--out", str(tmp_path / "broken")])
+    broken = train(name, tiny, tmp_path / "broken", "--resume")
+    assert same(outcome(tmp_path / "broken"), outcome(tmp_path / "whole"))
+    assert [entry["epoch"] for entry in broken["code"]] == list(range(n_epochs))
+
+    path, = (tmp_path / "whole").glob(f"{script.__name__}*-tiny-official-seed0.json")
+    assert json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(result))
+    checkpoint = torch.load(path.with_suffix(".pt"), weights_only=True)
+    assert checkpoint["modalities"]["image"]["in_channels"] == 3
+    learned = [w.numel() for key, w in checkpoint["model"].items()
+               if "running" not in key and "tracked" not in key]
+    assert result["n_parameters"] == sum(learned)
+    check_result(name, result)
+
+
+def check_result(name, result):
+    """What docs/result.md says of every result, and of that of some methods."""
+    *_, n_epochs, ours, own = RUNS[name]
+    assert (result["schema"], result["answer"], result["precision"]) == (3, "fused", "float32")
+    assert (result["n_train"], result["n_val"], result["n_test"]) == (30, 6, 12)
+    assert result["peak_memory"] is None and len(result["code"]) == 1
+    assert [epoch["epoch"] for epoch in result["epochs"]] == list(range(n_epochs))
+    assert (set(result["heads"]), set(result["modality_heads"])) == (ours, own)
+    assert set(result["probes"]) == BOTH and max(result["probes"].values()) > 0.6
+    for group in ("heads", "modality_heads"):
+        for head, rules in result[group].items():
+            hits = np.array(result["test"][group][head]["predictions"]) == result["test"]["labels"]
+            assert hits.mean() == pytest.approx(rules["last"]["accuracy"])
+            last = [e for e in result["epochs"] if head in e["test"].get(group, {})][-1]
+            stage = [e for e in result["epochs"] if (e["stage"], e.get("modality"))
+                     == (last["stage"], last.get("modality"))]          # that trained it last
+            assert rules["last"]["epoch"] == last["epoch"]
+            for part in ("val", "test"):
+                accuracy = {e["epoch"]: e[part][group][head]["accuracy"] for e in stage}
+                assert rules[f"best_{part}"]["epoch"] == max(accuracy, key=accuracy.get)
+    decimals = re.findall(r"\d\.(\d+)", json.dumps([result["test"], result["epochs"][0]["test"]]))
+    assert max(map(len, decimals)) <= 5
+
+    if name == "dimml":
+        stages = [{"shared"}, {"shared", "duc"}, {"shared", "duc"}, {"fusion"}, {"fusion"}]
+        assert [set(epoch["loss"]) for epoch in result["epochs"]] == stages
+        assert all(0 < len(dims) < 512 for dims in result["effective"].values())
+    if name == "udi":
+        choice = result["choice"]
+        assert choice["anchor"] == udi.choose_anchor(choice["accuracy"], choice["entropy"],
+                                                     choice["tolerance"])
+        follower, = BOTH - {choice["anchor"]}
+        stages = dict.fromkeys((e["stage"], e["modality"]) for e in result["epochs"])
+        assert list(stages) == [("alone", "audio"), ("alone", "image"), ("guided", follower)]
+    if name == "ensemble":
+        assert result["temperatures"] == result["epochs"][-1]["temperatures"]
+
+
+def test_the_same_bits_again_in_bfloat16_with_two_threads(quick, tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    for folder in "ab":
+        result = joint_baseline.main([*quick, "--amp", "bf16", "--out", str(tmp_path / folder)])
+    torch.set_num_threads(before)
+    assert result["precision"] == "bfloat16"
+    assert same(outcome(tmp_path / "a"), outcome(tmp_path / "b"))
+
+
+def test_a_run_killed_at_a_random_moment_ends_with_the_same_bits(quick, tmp_path):
+    """With the real encoder, so that much of the time goes to checkpoints of 90 MB."""
+    argv, begun = [*quick, "--epochs", "5", "--resume", "--out"], time.time()
+    joint_baseline.main([*argv, str(tmp_path / "whole")])
+    seconds = time.time() - begun
+    run = typed("joint_baseline", [*argv, str(tmp_path / "killed")], subprocess.Popen)
+    while "done before" not in run.stdout.readline():
+        assert run.poll() is None
+    time.sleep(random.uniform(0, seconds))
+    run.kill()
+    run.communicate()
+    joint_baseline.main([*argv, str(tmp_path / "killed")])
+    assert same(outcome(tmp_path / "killed"), outcome(tmp_path / "whole"))
+
+
+def test_without_validation_items(tiny, tmp_path, small):
+    result = train("ensemble", tiny, tmp_path, "--val", "0")
+    assert (result["n_val"], result["n_train"], result["temperatures"]) == (0, 36, {})
+    assert list(result["heads"]) == ["fused"]
+    assert set(result["heads"]["fused"]) == {"last", "best_test"}
+
+
+class Waits(TorchDispatchMode):
+    """Notes each operation that makes a GPU's host wait: a value is read, a constant sent over."""
+
+    names = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "lift_fresh",
+             "_unique2"}
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen += {function.overloadpacket.__name__} & self.names
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name,more", [
+    *((name, "") for name in RUNS), ("gated", "--fusion concat"), ("gated", "--fusion sum"),
+    ("gated", "--fusion film"), ("ogm_ge", "--balance dgl"), ("ogm_ge", "--balance auxiliary"),
+    ("udi", "--complement cka"), ("udi", "--anchor image --interaction 0.5 0.5")])
+def test_no_step_waits_for_the_device(name, more, tiny, tmp_path, small, monkeypatch):
+    """From the end of a pass's first step to its last: the first may make constants."""
+    passes = []
+
+    def watched(batches, **kwargs):
+        waits = Waits()
+        for number, batch in enumerate(batches):
+            if number == 1:
+                waits.__enter__()
+            yield batch
+        waits.__exit__(None, None, None)
+        passes.append(waits.seen)
+
+    monkeypatch.setattr(RUNS[name][0], "tqdm", watched)
+    train(name, tiny, tmp_path, *more.split())
+    assert len(passes) >= 2 and not any(passes)
+
+
+# ---- names ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("script,flags,name", [
+    (dimml, "", "dimml"), (dimml, "--tau 50", "dimml"), (dimml, "--duc-weight 0", "dimml.duc0"),
+    (dimml, "--epochs 3 --fusion-epochs 2 --warmup 1 --batch-size 8 --lr 1 --lr-step 2", "dimml"),
+    (dimml, "--tau 10 --shared-weight 0.5", "dimml.shared0.5.tau10"),
+    (udi, "", "udi"), (udi, "--complement cka", "udi.cka"),
+    (udi, "--anchor audio --interaction 0 0.5", "udi.anchor-audio.interaction0-0.5"),
+    (udi, "--follower-init stage1 --temperature 0.3", "udi.temperature0.3.stage1"),
+    (joint_baseline, "", "joint_baseline.concat"),
+    (joint_baseline, "--modality audio", "joint_baseline.only-audio"),
+    (joint_baseline, "--ensemble --encoder-lr-factor 2", "joint_baseline.ensemble.encoder2"),
+    (balance, "", "balance.auxiliary"),
+    (balance, "--balance ogm_ge --ogm-alpha 0.5", "balance.ogm_ge.alpha0.5")])
+def test_the_name_of_a_run(script, flags, name, tiny):
+    *_, path, config = script.plan(["--dataset", tiny, "--seed", "7", *flags.split()])
+    assert path.name == f"{name}-tiny-official-seed7"
+    assert ".".join(filter(None, [config["method"], config["variant"]])) == name
+    if flags == "--tau 50":
+        assert config == dimml.plan(["--dataset", tiny, "--seed", "7"])[-1]
+
+
+def test_the_name_that_was_asked_for_decides_name_and_recipe(tmp_path):
+    store.write(tmp_path / "disk/ucf101", **arrays())
+    (tmp_path / "ave").symlink_to(tmp_path / "disk/ucf101")
+    for dataset, name in (("ave", "ave"), (tmp_path / "disk/ucf101", "ucf101"),
+                          (f"{tmp_path}/disk/../disk/ucf101/", "ucf101")):
+        argv = ["--dataset", str(dataset), "--data-dir", str(tmp_path)]
+        for more, variant in (("10", "dimml"), ("50", "dimml.tau50")):
+            _, ds, r, path, _ = dimml.plan([*argv, "--tau", more])
+            assert (ds.name, r.epochs) == (name, 150)
+            assert path.name == f"{variant}-{name}-official-seed0"
+
+
+def test_epochs_scale_the_schedule(tiny):
+    for epochs, warmup, lr_step in ((15, 5, 12), (5, 2, 4), (1, 0, 1)):
+        r = dimml.plan(["--dataset", tiny, "--epochs", str(epochs)])[2]
+        assert (r.warmup, r.lr_step) == (warmup, lr_step)
+    assert dimml.plan(["--dataset", tiny, "--epochs", "30", "--lr-step", "12"])[2].lr_step == 12
+
+
+def load(path):
+    """A script as a module, with the small encoder."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.Encoder = SmallEncoder
+    return module
+
+
+def test_a_copied_script_is_a_method_of_its_own(tiny, tmp_path, capsys, monkeypatch):
+    """And what trained its run is kept: which code, from which epoch on."""
+    path = tmp_path / "mine.py"
+    text = (ROOT / "dimml.py").read_text(encoding="utf-8")
+    path.write_text(text.replace("    tau=50.0,", "    strength=1.0,\n    tau=50.0,"))
+    argv = ["--dataset", tiny, "--batch-size", "8", "--epochs", "2", "--warmup", "1",
+            "--fusion-epochs", "1", "--strength", "2", "--out", str(tmp_path / "runs"), "--resume"]
+    stopped(load(path), argv)
+    path.write_text(path.read_text() + "# changed\n")
+    result = load(path).main(argv)
+    assert (result["method"], result["variant"]) == ("mine", "strength2")
+    assert (tmp_path / "runs/mine.strength2-tiny-official-seed0.json").exists()
+    first, second = result["code"]
+    assert (first["epoch"], second["epoch"]) == (0, 1) and first["sha256"] != second["sha256"]
+    assert capsys.readouterr().err.count("has changed since") == 1
+
+    load(path).main(argv)                               # finished, by the same code
+    assert not capsys.readouterr().err
+    path.write_text(path.read_text() + "# again\n")
+    monkeypatch.setenv("PATH", str(tmp_path))           # a machine without git
+    assert load(path).main(argv)["code"] == result["code"]
+    assert "has changed since mine.strength2" in capsys.readouterr().err
+
+
+def test_the_commit_is_the_last_that_touched_the_script_or_data(tmp_path):
+    def git(*words):
+        return subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b",
+                               *words], check=True, capture_output=True, text=True).stdout.strip()
+
+    def commit(file):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(f"{file} of {time.time()}")
+        git("add", "."), git("commit", "-m", file)
+        return git("rev-parse", "HEAD")
+
+    script = tmp_path / "mine.py"
+    script.write_text("x = 1")
+    git("init")
+    assert current_code(script)["commit"] is None       # not one yet
+    made = commit("mine.py")
+    commit("results.json")
+    assert current_code(script)["commit"] == made
+    made = commit("data/run.py")
+    assert current_code(script)["commit"] == made
+    script.write_text("x = 2")
+    assert current_code(script)["commit"] == f"{made}-dirty"
+    (tmp_path / "new.py").write_text("x = 1")           # untracked
+    assert current_code(tmp_path / "new.py")["commit"] == f"{made}-dirty"
+
+
+# ---- one name, one run ---------------------------------------------------------------------------
+def test_a_name_belongs_to_one_config(quick, tmp_path, small, monkeypatch, capsys):
+    written = json.loads(json.dumps(joint_baseline.main(quick)))
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim, "SGD", None)                     # nothing can be trained
+        for more in ([], ["--resume"]):                             # finished: the table again
+            assert joint_baseline.main([*quick, *more]) == written
+            assert "encoder of image" in capsys.readouterr().out
+
+    other = str(store.write(tmp_path / "other/tiny", **arrays(seed=1)))     # one name, other data
+    result, state = (tmp_path / f"{QUICK_FILE}.{suffix}" for suffix in ("json", "pt"))
+    for hidden in (None, result, state):
+        if hidden:
+            hidden.rename(tmp_path / "kept")
+        for flags, word in ((["--lr", "0.5"], r"lr 0.003 \(now 0.5\)"),
+                            (["--epochs", "3"], r"epochs 2 \(now 3\)"),
+                            (["--dataset", other], "audio.npy|image.npy")):
+            for resume in ([], ["--resume"]):
+                with pytest.raises(DataError, match=word):
+                    joint_baseline.main([*quick, *flags, *resume])
+        if hidden:
+            (tmp_path / "kept").rename(hidden)
+    assert json.loads(result.read_text(encoding="utf-8")) == written
+    result.write_text("[]")
+    with pytest.raises(DataError, match="is no result: remove it"):
+        joint_baseline.main(quick)
+
+
+def test_a_half_done_run_is_not_started_over(quick, small, capsys):
+    stopped(joint_baseline, [*quick, "--resume"])                   # of nothing: begins
+    assert "0 of 2 epochs done before" in capsys.readouterr().out
+    with pytest.raises(DataError, match="is at epoch 1: --resume goes on, another --out starts"):
+        joint_baseline.main(quick)
+    joint_baseline.main([*quick, "--resume"])
+    assert "1 of 2 epochs done before" in capsys.readouterr().out
+
+
+def test_a_run_keeps_its_precision(quick, small):
+    stopped(joint_baseline, [*quick, "--amp", "bf16"])
+    wrong = "was trained in bfloat16, --amp off asks for float32"
+    with pytest.raises(DataError, match=wrong):
+        joint_baseline.main([*quick, "--resume", "--amp", "off"])
+    assert joint_baseline.main([*quick, "--resume"])["precision"] == "bfloat16"
+    with pytest.raises(DataError, match=wrong):                     # finished now
+        joint_baseline.main([*quick, "--amp", "off"])
+    for amp in ("auto", "bf16"):
+        joint_baseline.main([*quick, "--amp", amp])
+
+
+def test_the_lock_of_a_run(quick, tmp_path, small):
+    with claim(tmp_path / QUICK_FILE), pytest.raises(DataError, match="of this name is under way"):
+        joint_baseline.main(quick)
+    assert not list(tmp_path.glob("joint*.pt*"))
+    kept = stopped(joint_baseline, quick)               # its traceback too, as a notebook does
+    joint_baseline.main([*quick, "--resume"])
+    assert kept.tb
+
+
+# ---- nothing is lost -----------------------------------------------------------------------------
+def test_a_cut_or_flipped_checkpoint_is_never_taken_for_a_good_one(tmp_path):
+    draw, file, weights = np.random.default_rng(0), tmp_path / "run.pt", torch.arange(9000)
+    with whole_file(file) as out:
+        torch.save(dict(config={}, log=[1], made=dict(precision="float32"), weights=weights), out)
+    whole, refused = file.read_bytes(), []
+    for trial in range(60):
+        at, bit = int(draw.integers(len(whole))), 1 << int(draw.integers(8))
+        flipped = bytes([whole[at] ^ bit]) + whole[at + 1:]
+        file.write_bytes(whole[:at] + (b"" if trial % 2 else flipped))
+        try:
+            assert torch.equal(half_done(tmp_path / "run", {}, resume=True)["weights"], weights)
+            refused.append(False)
+        except DataError as error:
+            assert "run.pt is damaged" in str(error)
+            refused.append(True)
+    assert all(refused[1::2]) and np.mean(refused[::2]) > 0.8       # the other bits are padding
+
+
+def test_a_checkpoint_whose_weights_do_not_fit(quick, tmp_path, small):
+    stopped(joint_baseline, quick)
+    file = tmp_path / f"{QUICK_FILE}.pt"
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["model"]["heads.image.weight"] = torch.zeros(4, 512)
+    torch.save(checkpoint, file)
+    with pytest.raises(DataError, match="does not fit this version of the script .*: remove it"):
+        joint_baseline.main([*quick, "--resume"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_a_checkpoint(quick, tmp_path, small):
+    with pytest.raises(FloatingPointError, match="lower --lr"):
+        joint_baseline.main([*quick, "--lr", "1e30"])
+    assert not list(tmp_path.glob("*.pt*"))
+
+
+def test_a_full_disk_leaves_nothing_half_written(quick, tmp_path, small, capsys, sigterm):
+    """A limit on the size of files, less than a checkpoint, fails in the middle, as a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(SystemExit) as stop, exit_codes("x.py"):
+            joint_baseline.main(quick)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert stop.value.code == 2
+    line = f"x.py: error: {tmp_path / QUICK_FILE}.pt: File too large"
+    assert capsys.readouterr().err.strip().splitlines()[-1] == line
+    assert not [path for path in tmp_path.glob("joint*") if path.suffix != ".lock"]
+
+
+# ---- how a command ends --------------------------------------------------------------------------
+@pytest.mark.parametrize("error,code,line", [
+    (DataError("no"), 2, "error: no"), (OSError(28, "No space", "here"), 2, "error: here: No space"),
+    (FloatingPointError("loss"), 1, "error: loss"),
+    (KeyboardInterrupt(), 130, "interrupted; what was finished is kept"),
+    (torch.OutOfMemoryError("CUDA out of memory.\nmore"), 2,
+     "error: out of memory (CUDA out of memory.): a smaller --batch-size needs less; --resume goes "
+     "on after the last whole epoch"),
+    pytest.param(MemoryError(), 2, "error: out of memory", marks=pytest.mark.xfail(
+        strict=True, reason="an error without words has no first line: IndexError")),
+    (ValueError("a bug"), None, "")])
+def test_exit_codes(error, code, line, capsys, sigterm):
+    with pytest.raises(SystemExit if code else ValueError) as stop, exit_codes("some/x.py"):
+        raise error
+    assert code is None or stop.value.code == code
+    said = capsys.readouterr().err
+    assert said.startswith(f"x.py: {line}") and said.count("\n") == 1 if code else said == ""
+
+
+@pytest.mark.parametrize("number,code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (None, 141)])
+def test_an_interrupted_run_ends_with_a_line(number, code, quick, tmp_path):
+    """By Ctrl-C, by SIGTERM, and (None) where the reader of its output goes away."""
+    run = typed("joint_baseline", [*quick, "--epochs", "500"], subprocess.Popen)
+    while not run.stdout.readline().startswith("alone 1/500"):
+        assert run.poll() is None
+    if number:
+        run.send_signal(number)
+    else:
+        run.stdout.close()
+    errors = run.stderr.read()
+    assert run.wait(60) == code and "Traceback" not in errors
+    ending = "interrupted; what was finished" if number else "stopped: nobody reads the output"
+    assert errors.strip().splitlines()[-1].startswith(f"joint_baseline.py: {ending}")
+    assert not list(tmp_path.glob("*.partial")) and len(list(tmp_path.glob("*.pt"))) == 1
+
+
+@pytest.mark.parametrize("where", ["notebook", "closed", "thread"])
+def test_a_run_in_odd_places(where, quick, tmp_path, small, monkeypatch, sigterm):
+    def typed_there():
+        with exit_codes("x.py"):
+            joint_baseline.main(quick)
+
+    if where == "thread":
+        thread = threading.Thread(target=typed_there)
+        thread.start()
+        thread.join()
+    else:
+        monkeypatch.setattr(sys, "stdout", io.StringIO() if where == "notebook" else None)
+        typed_there()
+    assert (tmp_path / f"{QUICK_FILE}.json").exists()
+
+
+def test_a_small_locale_and_a_class_name_from_elsewhere(tmp_path):
+    classes = ["né", "два", "三"]
+    labels = arrays()["labels"]
+    folder = store.write(tmp_path / "tiny", **{**arrays(), "classes": classes,
+                                               "splits": {"official": np.where(labels == 2, 2, 0)}})
+    argv = ["--dataset", str(folder), *QUICK, "--out", str(tmp_path / "runs")]
+    run = typed("joint_baseline", argv, env=PLAIN)      # it warns of a class without train items
+    assert run.returncode == 0 and r"classes: \u4e09" in run.stderr, run.stderr
+    assert outcome(tmp_path / "runs")[0]["classes"] == classes
+
+
+# ---- nothing impossible begins -------------------------------------------------------------------
+@pytest.mark.parametrize("script,flags,message", [
+    *((dimml, f"--{entry} {value}", f"--{entry} cannot be {value}") for entry, value in [
+        ("epochs", 0), ("fusion-epochs", 0), ("batch-size", 0), ("lr-step", 0), ("lr", "0.0"),
+        ("lr", "-1.0"), ("lr", "nan"), ("lr", "inf"), ("tau", "0.0"), ("temperature", "0.0"),
+        ("duc-weight", "-1.0"), ("warmup", -1)]),
+    (dimml, "--warmup 15", "--warmup 15 of 15 epochs: DUC would not start"),
+    (dimml, "--dataset cremad", "Download CREMA-D"), (dimml, "--val 1.5", "val is 1.5"),
+    (dimml, "--dataset nowhere", "there is no prepared folder 'nowhere'"),
+    (dimml, "--split clean", "no split 'clean'"), (dimml, "--seed -1", r"is not in 0 .. 2\^32 - 1"),
+    (udi, "--variance 0", "--variance cannot be 0"), (udi, "--anchor smell", "no modality smell"),
+    (udi, "--interaction nan 0", "--interaction cannot be"),
+    (udi, "--val 0", "no validation items to choose the anchor by"),
+    (joint_baseline, "--encoder-lr-factor 2", "is a control of --ensemble"),
+    (joint_baseline, "--modality smell", "synthetic has no modality smell: it has audio, image"),
+    (balance, "--ogm-alpha 0.5", "is of --balance ogm_ge"),
+])
+def test_what_cannot_be_is_said_before_any_work(script, flags, message, tmp_path):
+    with pytest.raises(DataError, match=message):
+        script.main([*flags.split(), "--out", str(tmp_path / "runs")])
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("script,flags", [
+    (joint_baseline, "--ensemble --fusion sum"), (joint_baseline, "--ensemble --modality image"),
+    (dimml, "--amp fp16"), (udi, "--complement mi"), (dimml, "--warmup 1.5")])
+def test_flags_that_argparse_refuses(script, flags):
+    with pytest.raises(SystemExit) as stop:
+        script.plan(flags.split())
+    assert stop.value.code == 2
+
+
+PARTS, LABELS = arrays()["splits"]["official"], arrays()["labels"]         # 0 train, 2 test
+
+
+@pytest.mark.parametrize("message,script,flags,changes", [
+    ("of one class", joint_baseline, [],
+     {"splits": {"official": np.where((LABELS > 0) & (PARTS == 0), 255, PARTS)}}),
+    ("is not finite", joint_baseline, [], {}),
+    ("--batch-size 1000 is larger than the 30 train items", dimml, ["--batch-size", "1000"], {}),
+    ("--batch-size must be at least 2", dimml, ["--batch-size", "1"], {}),
+    ("each class has but one group", udi, [], {"groups": PARTS // 2}),      # all of train is one
+    ("has one modality, DI-MML needs two", dimml, [], arrays(modalities=["image"])),
+    ("has one modality, UDI needs two", udi, [], arrays(modalities=["image"])),
+    ("has one modality, nothing to balance", balance, [], arrays(modalities=["image"])),
+    ("has one modality: train it with", joint_baseline, [], arrays(modalities=["image"])),
+])
+def test_data_that_cannot_be_trained_on(message, script, flags, changes, tmp_path):
+    folder = store.write(tmp_path / "mine", **{**arrays(), **changes})
+    if message == "is not finite":
+        array = np.load(folder / "audio.npy")
+        array[3, 0, 0, 0] = np.inf
+        np.save(folder / "audio.npy", array)
+    argv = ["--dataset", str(folder), "--batch-size", "8", *flags, "--out", str(tmp_path / "runs")]
+    with pytest.raises(DataError, match=message):
+        script.main(argv)
+    assert not list((tmp_path / "runs").glob("*.pt"))
+
+
+@pytest.mark.parametrize("message,changes", [
+    ("no train items of 1 classes: class 2",
+     {"splits": {"official": np.where((LABELS == 2) & (PARTS == 0), 255, PARTS)}}),
+    ("of the training items are held out, not 10%",                         # half are: two groups
+     {"groups": np.where(PARTS == 2, 9, np.arange(48) % 2)}),
+])
+def test_what_is_odd_is_warned_of(message, changes, tmp_path, capsys):
+    folder = store.write(tmp_path / "odd", **{**arrays(), **changes})
+    open_dataset(str(folder)).check(8)
+    assert message in capsys.readouterr().err

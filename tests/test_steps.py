@@ -1,0 +1,286 @@
+"""What one step of each script does to the weights, against the equations in float64.
+
+A step shows its gradient: momentum's first one is w1 = w0 - lr (g + 1e-4 w0). An epoch of one batch
+leaves w1 in what the run saves, and w0 and the batch follow from the seed.
+"""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import SmallEncoder, arrays
+from test_losses import loop_ogm, loop_pareto
+
+import balance
+import data
+import dimml
+import joint_baseline
+import udi
+from data import open_dataset, store
+
+LR = 0.5
+NAMES = ["audio", "image", "depth"]                     # the image is augmented, the others not
+pytestmark = pytest.mark.usefixtures("small")
+
+
+@pytest.fixture
+def saved(monkeypatch):
+    """What a run saves after each epoch, as it goes: a list of checkpoints."""
+    states, save = [], data.save
+
+    def keep(path, ds, made, device, **state):
+        states.append(copy.deepcopy(state))
+        save(path, ds, made, device, **state)
+
+    monkeypatch.setattr(data, "save", keep)
+    return states
+
+
+def run(script, n_modalities, tmp_path, *flags):
+    """An epoch of one batch a stage; the dataset, the first weights' and batches' random states."""
+    folder = store.write(tmp_path / "words", **arrays(modalities=NAMES[:n_modalities]))
+    result = script.main(["--dataset", str(folder), "--batch-size", "24", "--epochs", "1", "--lr",
+                          str(LR), "--seed", "3", "--out", str(tmp_path), *flags])
+    torch.manual_seed(3)
+    return result, open_dataset(str(folder)), torch.Generator().manual_seed(3)
+
+
+def batch_of(ds, generator):
+    """What the run's next step sees: {m: (B, T, C, H, W)}, labels (B,), item numbers (B,)."""
+    (inputs, y, index), = ds.batches("train", 24, augment=True, generator=generator)
+    return {m: x.double() for m, x in inputs.items()}, y, index
+
+
+def copied(model):
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def gradients(term, weights):
+    """{name: weight} -> {name: gradient}, without those that the term does not depend on."""
+    grads = torch.autograd.grad(term, list(weights.values()), retain_graph=True, allow_unused=True)
+    return {name: g for name, g in zip(weights, grads) if g is not None}
+
+
+def assert_stepped(before, after, grads, may_move=()):
+    """That one step with these gradients leads from one state to the other, and that nothing else
+    moved but what begins with `may_move` (BatchNorm's statistics)."""
+    for key in before:
+        if key in grads:
+            w = before[key].double()
+            got = (w - after[key].double()) / LR - 1e-4 * w
+            torch.testing.assert_close(got, grads[key], rtol=1e-3, atol=2e-6,
+                                       msg=lambda text, key=key: f"{key}: {text}")
+        elif not key.startswith(tuple(may_move)):
+            assert torch.equal(before[key], after[key]), key
+
+
+def assert_recorded(state, loss):
+    expected = {name: pytest.approx(torch.as_tensor(value).item(), rel=1e-3, abs=1e-5)
+                for name, value in loss.items()}
+    assert state["log"][-1]["loss"] == expected
+
+
+# ---- joint_baseline.py and balance.py ------------------------------------------------------------
+@pytest.mark.parametrize("n_modalities", [2, 3])
+@pytest.mark.parametrize("kind", ["film", "ensemble"])
+def test_a_step_of_joint_baseline(kind, n_modalities, tmp_path, saved):
+    flags = ["--ensemble", "--encoder-lr-factor", "1.5"] if kind == "ensemble" else ["--fusion", kind]
+    _, ds, generator = run(joint_baseline, n_modalities, tmp_path, *flags)
+    model = joint_baseline.Model(ds.in_channels, 3, None if kind == "ensemble" else kind)
+    before = copied(model)
+    inputs, y, _ = batch_of(ds, generator)
+    z = model.double().features(inputs)
+    if kind == "ensemble":
+        loss = {m: F.cross_entropy(model.heads[m](z[m]), y) for m in z}
+    else:
+        loss = {"joint": F.cross_entropy(model.fusion(z), y)}
+    grads = gradients(sum(loss.values()), dict(model.named_parameters()))
+    if kind == "ensemble":
+        grads = {key: g * (1.5 if key.startswith("encoders") else 1) for key, g in grads.items()}
+        before = {key: value.double() for key, value in before.items()}
+        for key in grads:                               # their weight decay too has the factor
+            if key.startswith("encoders"):
+                grads[key] = grads[key] + 0.5 * 1e-4 * before[key]
+    assert_stepped(before, saved[0]["model"], grads, may_move=["encoders."])
+    assert_recorded(saved[0], loss)
+
+
+def reference_of_a_cure(name, model, inputs, y):
+    """By the equations: losses, {weight: gradient}, and what is watched."""
+    z = {m: model.encoders[m](inputs[m]) for m in inputs}
+    W, b = model.fusion_head.weight, model.fusion_head.bias
+    half = {m: z[m] @ W[:, 512 * i:512 * (i + 1)].T for i, m in enumerate(z)}       # without b
+    loss = {m: F.cross_entropy(head(z[m]), y) for m, head in model.heads.items()}
+    loss["joint"] = F.cross_entropy(sum(half.values()) + b, y)
+    named = dict(model.named_parameters())
+    grads = gradients(sum(loss.values()), named)
+
+    scores, watched = {}, {}
+    for m in z:
+        odds = (half[m] + b / len(z)).exp()
+        scores[m] = sum((odds[i, y[i]] / odds[i].sum()).item() for i in range(len(y)))
+        weights = {key: w for key, w in named.items() if key.startswith(f"encoders.{m}.")}
+        if name == "dgl":
+            loss[m] = F.cross_entropy(half[m] + b, y)
+            grads.update(gradients(loss[m], weights))
+        if name == "mmpareto":
+            both = [list(gradients(loss[key], weights).values()) for key in ("joint", m)]
+            compromise, k0, cosine = loop_pareto(*both)
+            grads.update(zip(weights, compromise))
+            watched[m] = dict(cosine=cosine, weight=1 - k0)
+    if name == "ogm_ge":
+        for m, k in loop_ogm(scores, 0.8).items():
+            watched[m] = dict(score=scores[m] / len(y), coefficient=k)
+            for layer in (0, 3):                        # the convolutions
+                grads[f"encoders.{m}.{layer}.weight"] *= k
+        assert min(row["coefficient"] for row in watched.values()) < 1
+    return loss, grads, watched
+
+
+@pytest.mark.parametrize("n_modalities", [2, 3])
+@pytest.mark.parametrize("name", ["auxiliary", "ogm_ge", "mmpareto", "dgl"])
+def test_a_step_of_each_cure(name, n_modalities, tmp_path, saved, monkeypatch):
+    monkeypatch.setattr(balance, "ogm_ge_gradient", lambda g, k, generator: k * g)  # without noise
+    result, ds, generator = run(balance, n_modalities, tmp_path, "--balance", name)
+    model = balance.Model(ds.in_channels, 3, own_heads=name in ("auxiliary", "mmpareto"))
+    before = copied(model)
+    if name == "ogm_ge":
+        torch.randint(2**62, (), generator=generator)   # the seed of the noise
+    inputs, y, _ = batch_of(ds, generator)
+    loss, grads, watched = reference_of_a_cure(name, model.double(), inputs, y)
+    assert_stepped(before, saved[0]["model"], grads, may_move=["encoders."])
+    assert_recorded(saved[0], loss)
+    recorded = saved[0]["log"][0].get("balance", {})
+    assert list(recorded) == list(watched)
+    for m in watched:
+        assert recorded[m] == pytest.approx(watched[m], rel=1e-3, abs=1e-5)
+
+
+def test_ge_adds_its_noise_in_the_first_half_anew_for_each_tensor_and_epoch(tmp_path, monkeypatch):
+    added, real = [], balance.ogm_ge_gradient
+
+    def watched(g, k, generator):
+        h = real(g, k, generator)
+        added.append(((h - k * g) / g.std()).flatten())
+        return h
+
+    monkeypatch.setattr(balance, "ogm_ge_gradient", watched)
+    result, *_ = run(balance, 2, tmp_path, "--balance", "ogm_ge", "--epochs", "3")
+    assert {row["coefficient"] for row in result["epochs"][2]["balance"].values()} == {1}
+    assert len(added) == 2 * 2 * 2                      # 2 of 3 epochs, 2 encoders, 2 convolutions
+    wide = [noise for noise in added if len(noise) == 2048]
+    assert all(noise.std().item() == pytest.approx(1, abs=0.1) for noise in wide)
+    for i in range(4):
+        for j in range(i):
+            assert abs((wide[i] * wide[j]).mean()) < 0.12   # 5 standard errors
+
+
+# ---- dimml.py ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("n_modalities", [2, 3])
+def test_a_step_of_each_stage_of_dimml(n_modalities, tmp_path, saved):
+    flags = ["--warmup", "0", "--fusion-epochs", "1", "--tau", "2", "--shared-weight", "0.7",
+             "--duc-weight", "0.3"]
+    _, ds, generator = run(dimml, n_modalities, tmp_path, *flags)
+    model = dimml.DIMML(ds.in_channels, 3)
+    before = copied(model)
+    (plain, y, _), = ds.batches("train", len(ds.indices("train")))
+    with torch.no_grad():
+        z = model.eval().features(plain)
+    effective = {m: dimml.effective_dimensions(z[m], y, 3) for m in z}
+    assert all(0 < dims.sum() < 512 for dims in effective.values())
+    torch.testing.assert_close(saved[0]["effective"], effective)
+
+    # stage 1: all but the fusion head
+    inputs, y, _ = batch_of(ds, generator)
+    z = model.double().train().features(inputs)
+    loss = {m: F.cross_entropy(model.heads[m](z[m]), y) for m in z}
+    loss["shared"] = 0.7 * sum(F.cross_entropy(model.shared_head(z_m), y) for z_m in z.values())
+    loss["duc"] = 0
+    for t in z:
+        for s in z:
+            dims = effective[t] & ~effective[s]
+            if s != t and dims.any():
+                odds = (z[s][:, dims] @ z[t][:, dims].detach().T / 2).exp()
+                loss["duc"] -= 0.3 * (odds.diagonal() / odds.sum(1)).log().mean()
+    grads = gradients(sum(loss.values()), dict(model.named_parameters()))
+    assert_stepped(before, saved[0]["model"], grads, may_move=["encoders."])
+    assert_recorded(saved[0], loss)
+
+    # stage 2: the fusion head alone, without momentum; the encoders stand still, BatchNorm too
+    model.load_state_dict(saved[0]["model"])
+    inputs, y, _ = batch_of(ds, generator)
+    z = torch.cat(list(model.eval().features(inputs).values()), 1)
+    head = model.fusion_head
+    loss = {"fusion": F.cross_entropy(z @ head.weight.T + head.bias, y)}
+    grads = gradients(loss["fusion"], {f"fusion_head.{key}": w for key, w in head.named_parameters()})
+    assert_stepped(saved[0]["model"], saved[1]["model"], grads)
+    assert_recorded(saved[1], loss)
+    assert len(saved[1]["optimizer"]["state"]) == 2
+
+
+# ---- udi.py --------------------------------------------------------------------------------------
+def js(o_a, o_f):
+    p, q = o_a.detach().softmax(1), o_f.softmax(1)
+    m = (p + q) / 2
+    return ((p * (p / m).log() + q * (q / m).log()).sum(1) / 2).mean()
+
+
+def lacks(complement, z_a, z_f):
+    if complement == "club":
+        a, f = (v / v.norm(dim=1, keepdim=True) for v in (z_a, z_f))
+        every = (f[:, None] - a[None]).square().sum(2)
+        return (every.mean() - every.diagonal().mean()) / (2 * 0.2)
+    a, f = (v - v.mean(0) for v in (z_a, z_f))
+    return (f.T @ a).square().sum() / ((a.T @ a).norm() * (f.T @ f).norm())
+
+
+@pytest.mark.parametrize("n_modalities,anchor,complement,init,fixed", [
+    (2, "audio", "club", "scratch", None),      # the anchor's features are computed once
+    (3, "image", "cka", "stage1", None),        # they are augmented, so computed at each step
+    (3, "depth", "club", "scratch", [0.25, 4.0]),
+])
+def test_a_step_of_each_stage_of_udi(n_modalities, anchor, complement, init, fixed, tmp_path, saved):
+    flags = ["--anchor", anchor, "--complement", complement, "--follower-init", init,
+             "--variance", "0.2", "--temperature", "0.3"]
+    if fixed:
+        flags += ["--interaction", *map(str, fixed)]
+    result, ds, generator = run(udi, n_modalities, tmp_path, *flags)
+    model = udi.UDI(ds.in_channels, 3)
+    names = NAMES[:n_modalities]
+    stages = [(m, "alone") for m in (names if init == "stage1" else [anchor])]
+    stages += [(m, "guided") for m in names if m != anchor]
+    assert [(e["modality"], e["stage"]) for e in result["epochs"]] == stages
+
+    for state, (m, stage) in zip(saved, stages):
+        if stage == "guided" and init == "scratch":
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            model.encoders[m].load_state_dict(SmallEncoder(ds.in_channels[m]).state_dict())
+            model.heads[m].reset_parameters()
+        before = copied(model)
+        both = stage == "guided" and anchor == "image"
+        inputs, y, index = batch_of(ds.only(*(n for n in names if n == m or both and n == anchor)),
+                                    generator)
+        encoders, heads = model.double().eval().encoders, model.heads
+        z = encoders[m].train()(inputs[m])
+        loss = {m: F.cross_entropy(heads[m](z), y)}
+        if stage == "guided":
+            if not both:
+                stored = np.array(ds.modalities[anchor].array[index])
+                inputs[anchor] = torch.from_numpy(stored).double().unsqueeze(1)
+            z_a = encoders[anchor](inputs[anchor]).detach()
+            terms = [loss[m], js(heads[anchor](z_a), heads[m](z)), lacks(complement, z_a, z)]
+            g = [torch.autograd.grad(term, z, retain_graph=True)[0].flatten() for term in terms]
+            cosines = torch.stack([g[0] @ h / (g[0].norm() * h.norm()) for h in g[1:]])
+            smoothed = 0.1 * cosines                    # from zero, in each stage
+            torch.testing.assert_close(state["cosines"].double(), smoothed, rtol=1e-3, atol=1e-6)
+            alpha, beta = fixed or (smoothed / 0.3).softmax(0).tolist()
+            loss.update(consistency=alpha * terms[1], complement=beta * terms[2])
+            assert state["log"][-1]["interaction"]["alpha"] == pytest.approx(alpha, rel=1e-3)
+        grads = gradients(sum(loss.values()), dict(model.named_parameters()))
+        if stage == "guided":                           # the anchor's head learns nothing
+            grads = {key: g for key, g in grads.items() if key.split(".")[1] == m}
+        assert_stepped(before, state["model"], grads, may_move=[f"encoders.{m}."])
+        assert_recorded(state, loss)
+        model.float().load_state_dict(state["model"])
