@@ -145,9 +145,10 @@ def linear_cka(anchor_features, follower_features):
 
     The anchor is detached. Ours, in place of CLUB. In small batches it is biased towards 1.
     """
-    a = anchor_features.detach() - anchor_features.detach().mean(0)
-    f = follower_features - follower_features.mean(0)
-    k, l = a @ a.T, f @ f.T
+    def gram(x):
+        return (x - x.mean(0)) @ (x - x.mean(0)).T
+
+    k, l = gram(anchor_features.detach()), gram(follower_features)
     return (k * l).sum() / (k.norm() * l.norm() + 1e-12)
 
 
