@@ -70,9 +70,10 @@ def test_a_gpu_that_cannot_be_used(reason, gpus, capsys):
     gpus((9, 0), wrong=RuntimeError(f"{reason}\nmore"))
     with pytest.raises(DataError) as stop:
         pick_device(0)
-    assert str(stop.value).startswith(f"--gpu 0: GPU 0 cannot be used ({reason}): install a PyTorch")
+    unusable = f"GPU 0 cannot be used ({reason}): "
+    assert str(stop.value).startswith(f"--gpu 0: {unusable}install a PyTorch")
     assert pick_device() == (torch.device("cpu"), torch.float32)
-    assert capsys.readouterr().err == f"note: GPU 0 cannot be used ({reason}): this runs on the CPU\n"
+    assert capsys.readouterr().err == f"note: {unusable}this runs on the CPU\n"
 
 
 # ---- on a GPU ------------------------------------------------------------------------------------

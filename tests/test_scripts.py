@@ -39,7 +39,8 @@ def test_importing_the_scripts_does_nothing_and_needs_no_decoder():
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_an_error_is_one_line_and_exit_code_2(name, tmp_path, monkeypatch, capsys, sigterm):
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--dataset", "ave", "--data-dir", str(tmp_path)])
+    argv = [f"{name}.py", "--dataset", "ave", "--data-dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
     error = capsys.readouterr().err

@@ -1,4 +1,5 @@
-"""What one step of each script does to the weights, against the equations in float64.
+"""What one step of each script does to the weights, against its functions (tests/test_losses.py) in
+float64.
 
 A step shows its gradient: momentum's first one is w1 = w0 - lr (g + 1e-4 w0). An epoch of one batch
 leaves w1 in what the run saves, and w0 and the batch follow from the seed.
@@ -11,7 +12,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import SmallEncoder, arrays
-from test_losses import loop_ogm, loop_pareto
 
 import balance
 import data
@@ -63,13 +63,13 @@ def gradients(term, weights):
     return {name: g for name, g in zip(weights, grads) if g is not None}
 
 
-def assert_stepped(before, after, grads, may_move=()):
+def assert_stepped(before, after, grads, may_move=(), encoder_lr_factor=1):
     """That one step with these gradients leads from one state to the other, and that nothing else
     moved but what begins with `may_move` (BatchNorm's statistics)."""
     for key in before:
         if key in grads:
-            w = before[key].double()
-            got = (w - after[key].double()) / LR - 1e-4 * w
+            w, lr = before[key].double(), LR * (encoder_lr_factor if key[0] == "e" else 1)
+            got = (w - after[key].double()) / lr - 1e-4 * w
             torch.testing.assert_close(got, grads[key], rtol=1e-3, atol=2e-6,
                                        msg=lambda text, key=key: f"{key}: {text}")
         elif not key.startswith(tuple(may_move)):
@@ -86,24 +86,19 @@ def assert_recorded(state, loss):
 @pytest.mark.parametrize("n_modalities", [2, 3])
 @pytest.mark.parametrize("kind", ["film", "ensemble"])
 def test_a_step_of_joint_baseline(kind, n_modalities, tmp_path, saved):
-    flags = ["--ensemble", "--encoder-lr-factor", "1.5"] if kind == "ensemble" else ["--fusion", kind]
-    _, ds, generator = run(joint_baseline, n_modalities, tmp_path, *flags)
-    model = joint_baseline.Model(ds.in_channels, 3, None if kind == "ensemble" else kind)
+    alone = kind == "ensemble"
+    flags = "--ensemble --encoder-lr-factor 1.5" if alone else f"--fusion {kind}"
+    _, ds, generator = run(joint_baseline, n_modalities, tmp_path, *flags.split())
+    model = joint_baseline.Model(ds.in_channels, 3, None if alone else kind)
     before = copied(model)
     inputs, y, _ = batch_of(ds, generator)
     z = model.double().features(inputs)
-    if kind == "ensemble":
+    if alone:
         loss = {m: F.cross_entropy(model.heads[m](z[m]), y) for m in z}
     else:
         loss = {"joint": F.cross_entropy(model.fusion(z), y)}
     grads = gradients(sum(loss.values()), dict(model.named_parameters()))
-    if kind == "ensemble":
-        grads = {key: g * (1.5 if key.startswith("encoders") else 1) for key, g in grads.items()}
-        before = {key: value.double() for key, value in before.items()}
-        for key in grads:                               # their weight decay too has the factor
-            if key.startswith("encoders"):
-                grads[key] = grads[key] + 0.5 * 1e-4 * before[key]
-    assert_stepped(before, saved[0]["model"], grads, may_move=["encoders."])
+    assert_stepped(before, saved[0]["model"], grads, ["encoders."], 1.5 if alone else 1)
     assert_recorded(saved[0], loss)
 
 
@@ -127,12 +122,12 @@ def reference_of_a_cure(name, model, inputs, y):
             grads.update(gradients(loss[m], weights))
         if name == "mmpareto":
             both = [list(gradients(loss[key], weights).values()) for key in ("joint", m)]
-            compromise, k0, cosine = loop_pareto(*both)
+            compromise, (cosine, k1) = balance.pareto_gradient(*both)
             grads.update(zip(weights, compromise))
-            watched[m] = dict(cosine=cosine, weight=1 - k0)
+            watched[m] = dict(cosine=cosine.item(), weight=k1.item())
     if name == "ogm_ge":
-        for m, k in loop_ogm(scores, 0.8).items():
-            watched[m] = dict(score=scores[m] / len(y), coefficient=k)
+        for m, k in balance.ogm_coefficients(scores, 0.8).items():
+            watched[m] = dict(score=scores[m] / len(y), coefficient=k.item())
             for layer in (0, 3):                        # the convolutions
                 grads[f"encoders.{m}.{layer}.weight"] *= k
         assert min(row["coefficient"] for row in watched.values()) < 1
@@ -150,7 +145,7 @@ def test_a_step_of_each_cure(name, n_modalities, tmp_path, saved, monkeypatch):
         torch.randint(2**62, (), generator=generator)   # the seed of the noise
     inputs, y, _ = batch_of(ds, generator)
     loss, grads, watched = reference_of_a_cure(name, model.double(), inputs, y)
-    assert_stepped(before, saved[0]["model"], grads, may_move=["encoders."])
+    assert_stepped(before, saved[0]["model"], grads, ["encoders."])
     assert_recorded(saved[0], loss)
     recorded = saved[0]["log"][0].get("balance", {})
     assert list(recorded) == list(watched)
@@ -197,15 +192,9 @@ def test_a_step_of_each_stage_of_dimml(n_modalities, tmp_path, saved):
     z = model.double().train().features(inputs)
     loss = {m: F.cross_entropy(model.heads[m](z[m]), y) for m in z}
     loss["shared"] = 0.7 * sum(F.cross_entropy(model.shared_head(z_m), y) for z_m in z.values())
-    loss["duc"] = 0
-    for t in z:
-        for s in z:
-            dims = effective[t] & ~effective[s]
-            if s != t and dims.any():
-                odds = (z[s][:, dims] @ z[t][:, dims].detach().T / 2).exp()
-                loss["duc"] -= 0.3 * (odds.diagonal() / odds.sum(1)).log().mean()
+    loss["duc"] = 0.3 * dimml.duc_loss(z, effective, 2.0)
     grads = gradients(sum(loss.values()), dict(model.named_parameters()))
-    assert_stepped(before, saved[0]["model"], grads, may_move=["encoders."])
+    assert_stepped(before, saved[0]["model"], grads, ["encoders."])
     assert_recorded(saved[0], loss)
 
     # stage 2: the fusion head alone, without momentum; the encoders stand still, BatchNorm too
@@ -214,34 +203,21 @@ def test_a_step_of_each_stage_of_dimml(n_modalities, tmp_path, saved):
     z = torch.cat(list(model.eval().features(inputs).values()), 1)
     head = model.fusion_head
     loss = {"fusion": F.cross_entropy(z @ head.weight.T + head.bias, y)}
-    grads = gradients(loss["fusion"], {f"fusion_head.{key}": w for key, w in head.named_parameters()})
+    grads = gradients(loss["fusion"], {"fusion_head.weight": head.weight,
+                                       "fusion_head.bias": head.bias})
     assert_stepped(saved[0]["model"], saved[1]["model"], grads)
     assert_recorded(saved[1], loss)
     assert len(saved[1]["optimizer"]["state"]) == 2
 
 
 # ---- udi.py --------------------------------------------------------------------------------------
-def js(o_a, o_f):
-    p, q = o_a.detach().softmax(1), o_f.softmax(1)
-    m = (p + q) / 2
-    return ((p * (p / m).log() + q * (q / m).log()).sum(1) / 2).mean()
-
-
-def lacks(complement, z_a, z_f):
-    if complement == "club":
-        a, f = (v / v.norm(dim=1, keepdim=True) for v in (z_a, z_f))
-        every = (f[:, None] - a[None]).square().sum(2)
-        return (every.mean() - every.diagonal().mean()) / (2 * 0.2)
-    a, f = (v - v.mean(0) for v in (z_a, z_f))
-    return (f.T @ a).square().sum() / ((a.T @ a).norm() * (f.T @ f).norm())
-
-
 @pytest.mark.parametrize("n_modalities,anchor,complement,init,fixed", [
     (2, "audio", "club", "scratch", None),      # the anchor's features are computed once
     (3, "image", "cka", "stage1", None),        # they are augmented, so computed at each step
     (3, "depth", "club", "scratch", [0.25, 4.0]),
 ])
-def test_a_step_of_each_stage_of_udi(n_modalities, anchor, complement, init, fixed, tmp_path, saved):
+def test_a_step_of_each_stage_of_udi(n_modalities, anchor, complement, init, fixed, tmp_path,
+                                     saved):
     flags = ["--anchor", anchor, "--complement", complement, "--follower-init", init,
              "--variance", "0.2", "--temperature", "0.3"]
     if fixed:
@@ -270,9 +246,12 @@ def test_a_step_of_each_stage_of_udi(n_modalities, anchor, complement, init, fix
                 stored = np.array(ds.modalities[anchor].array[index])
                 inputs[anchor] = torch.from_numpy(stored).double().unsqueeze(1)
             z_a = encoders[anchor](inputs[anchor]).detach()
-            terms = [loss[m], js(heads[anchor](z_a), heads[m](z)), lacks(complement, z_a, z)]
-            g = [torch.autograd.grad(term, z, retain_graph=True)[0].flatten() for term in terms]
-            cosines = torch.stack([g[0] @ h / (g[0].norm() * h.norm()) for h in g[1:]])
+            complementary = udi.linear_cka(z_a, z)
+            if complement == "club":
+                complementary = udi.complementary_loss(z_a, z, 0.2)
+            terms = [loss[m], udi.consistency_loss(heads[anchor](z_a), heads[m](z)), complementary]
+            g = [torch.autograd.grad(term, z, retain_graph=True)[0] for term in terms]
+            cosines = udi.alignment(*g)
             smoothed = 0.1 * cosines                    # from zero, in each stage
             torch.testing.assert_close(state["cosines"].double(), smoothed, rtol=1e-3, atol=1e-6)
             alpha, beta = fixed or (smoothed / 0.3).softmax(0).tolist()
@@ -281,6 +260,6 @@ def test_a_step_of_each_stage_of_udi(n_modalities, anchor, complement, init, fix
         grads = gradients(sum(loss.values()), dict(model.named_parameters()))
         if stage == "guided":                           # the anchor's head learns nothing
             grads = {key: g for key, g in grads.items() if key.split(".")[1] == m}
-        assert_stepped(before, state["model"], grads, may_move=[f"encoders.{m}."])
+        assert_stepped(before, state["model"], grads, [f"encoders.{m}."])
         assert_recorded(state, loss)
         model.float().load_state_dict(state["model"])
