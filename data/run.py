@@ -125,7 +125,7 @@ def pick_device(gpu=None, amp="auto", checkpoint=None):
             torch.cuda.set_device(device)
             torch.ones(2, device=device).add(1).sum().item()
         except (RuntimeError, AssertionError) as error:
-            reason = f"GPU {device.index} cannot be used ({str(error).splitlines()[0]})"
+            reason = f"GPU {device.index} cannot be used ({first_line(error)})"
             check(gpu is None, f"--gpu {gpu}: {reason}: install a PyTorch for this card and its "
                                "driver (pytorch.org), or leave --gpu out to train on the CPU")
             print(f"note: {reason}: this runs on the CPU", file=sys.stderr)
@@ -163,6 +163,11 @@ def run_once(script, train, args, ds, r, path, config):
         print_table(result)
         print(f"result: {path}.json")
     return result
+
+
+def first_line(error):
+    """What an error says, in a line; its kind, if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def differences(then, now):
@@ -237,7 +242,7 @@ def restore(path, checkpoint, model, optimizer, generator):
         generator.set_state(checkpoint["generator"])
     except (KeyError, ValueError, RuntimeError) as error:
         raise DataError(f"{path}.pt does not fit this version of the script "
-                        f"({str(error).splitlines()[0]}): remove it to start anew") from None
+                        f"({first_line(error)}): remove it to start anew") from None
 
 
 def save(path, ds, provenance, device, **state):
@@ -422,7 +427,7 @@ def exit_codes(prog):
         say(f"error: {error}")
         sys.exit(1 if isinstance(error, FloatingPointError) else 2)
     except (torch.OutOfMemoryError, MemoryError) as error:
-        say(f"error: out of memory ({str(error).splitlines()[0]}): a smaller --batch-size needs "
+        say(f"error: out of memory ({first_line(error)}): a smaller --batch-size needs "
             "less; --resume goes on after the last whole epoch")
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:

@@ -48,7 +48,7 @@ def gpus(monkeypatch):
 def test_the_precision_on_a_gpu(gpu, amp, trained_in, expected, gpus):
     gpus((7, 5), (8, 0))
     torch.backends.cudnn.allow_tf32 = True
-    checkpoint = trained_in and dict(made=dict(precision=trained_in))
+    checkpoint = trained_in and dict(provenance=dict(precision=trained_in))
     device, dtype = pick_device(gpu, amp, checkpoint)
     assert (str(device), dtype) == expected
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32

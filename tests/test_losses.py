@@ -403,4 +403,3 @@ def test_the_anchor_is_chosen_by_the_last_scores_of_stage_1():
     choice = dict(anchor="a", accuracy={"a": 0.77, "b": 0.8}, entropy={"a": 0.1, "b": 0.2},
                   tolerance=pytest.approx(0.04))                    # sqrt(0.8 * 0.2 / 100)
     assert udi.choose(alone, n_val=100) == choice
-    assert udi.choose([*alone, epoch("guided", "b", 0.95, 0.1)], n_val=100) == choice

@@ -110,7 +110,7 @@ def test_a_file_of_another_config_is_named_before_anything_is_trained(suffix, me
         Path(f"{path}.json").write_text(json.dumps(config), encoding="utf-8")
     else:
         made = {"precision": "float32"}
-        torch.save({"config": config, "log": [], "made": made}, f"{path}.pt")
+        torch.save({"config": config, "log": [], "provenance": made}, f"{path}.pt")
     with pytest.raises(DataError, match=message):
         sweep.main([*ROWS, "--datasets", tiny, "--out", str(tmp_path), *SHORT])
     assert not list(tmp_path.glob("*.log"))
