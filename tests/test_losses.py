@@ -294,6 +294,7 @@ def test_pareto_gradient(own_of):
     torch.manual_seed(0)
     joint = [torch.randn(shape, dtype=F64) for shape in ((3, 2), (5,), (4,), (2,))]
     own = [own_of(g) for g in joint]
+    own[1] = -0.9 * joint[1]                                        # |h| may be above |g0 + g1|
     joint[2], own[2] = torch.zeros(2, 4, dtype=F64)                 # a tensor that feels neither
     before = [g.clone() for g in (*joint, *own)]
     got, watched = balance.pareto_gradient(joint, own)

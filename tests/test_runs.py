@@ -241,11 +241,12 @@ def test_the_name_that_was_asked_for_decides_name_and_recipe(tmp_path):
             assert path.name == f"{variant}-{name}-official-seed0"
 
 
-def test_epochs_scale_the_schedule(tiny):
-    for epochs, warmup, lr_step in ((15, 5, 12), (5, 2, 4), (1, 0, 1)):
-        r = dimml.plan(["--dataset", tiny, "--epochs", str(epochs)])[2]
+def test_epochs_scale_the_schedule(tmp_path):
+    folder = str(store.write(tmp_path / "ave", **arrays()))
+    for epochs, warmup, lr_step in ((150, 20, 70), (50, 7, 23), (1, 0, 1)):
+        r = dimml.plan(["--dataset", folder, "--epochs", str(epochs)])[2]
         assert (r.warmup, r.lr_step) == (warmup, lr_step)
-    assert dimml.plan(["--dataset", tiny, "--epochs", "30", "--lr-step", "12"])[2].lr_step == 12
+    assert dimml.plan(["--dataset", folder, "--epochs", "30", "--lr-step", "70"])[2].lr_step == 70
 
 
 def load(path):

@@ -162,9 +162,9 @@ def test_ge_adds_its_noise_in_the_first_half_anew_for_each_tensor_and_epoch(tmp_
         return h
 
     monkeypatch.setattr(balance, "ogm_ge_gradient", watched)
-    result, *_ = run(balance, 2, tmp_path, "--balance", "ogm_ge", "--epochs", "3")
+    result, *_ = run(balance, 2, tmp_path, "--balance", "ogm_ge", "--epochs", "4")
     assert {row["coefficient"] for row in result["epochs"][2]["balance"].values()} == {1}
-    assert len(added) == 2 * 2 * 2                      # 2 of 3 epochs, 2 encoders, 2 convolutions
+    assert len(added) == 2 * 2 * 2                      # 2 of 4 epochs, 2 encoders, 2 convolutions
     wide = [noise for noise in added if len(noise) == 2048]
     assert all(noise.std().item() == pytest.approx(1, abs=0.1) for noise in wide)
     for i in range(4):
@@ -208,6 +208,15 @@ def test_a_step_of_each_stage_of_dimml(n_modalities, tmp_path, saved):
     assert_stepped(saved[0]["model"], saved[1]["model"], grads)
     assert_recorded(saved[1], loss)
     assert len(saved[1]["optimizer"]["state"]) == 2
+
+
+def test_the_dimensions_are_split_once_after_the_warm_up(tmp_path, saved):
+    flags = ["--epochs", "3", "--warmup", "1", "--fusion-epochs", "1"]
+    run(dimml, 2, tmp_path, *flags)
+    before, *after = [state["effective"] for state in saved]
+    assert before == {} and all(set(dims) == {"audio", "image"} for dims in after)
+    for dims in after[1:]:
+        torch.testing.assert_close(dims, after[0])
 
 
 # ---- udi.py --------------------------------------------------------------------------------------
