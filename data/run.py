@@ -124,6 +124,8 @@ def pick_device(gpu=None, amp="auto", checkpoint=None):
         try:        # one small kernel: the driver may be too old, the build may lack the card's
             torch.cuda.set_device(device)
             torch.ones(2, device=device).add(1).sum().item()
+        except torch.OutOfMemoryError:      # the GPU works, and is full
+            raise
         except (RuntimeError, AssertionError) as error:
             reason = f"GPU {device.index} cannot be used ({first_line(error)})"
             check(gpu is None, f"--gpu {gpu}: {reason}: install a PyTorch for this card and its "
@@ -427,8 +429,8 @@ def exit_codes(prog):
         say(f"error: {error}")
         sys.exit(1 if isinstance(error, FloatingPointError) else 2)
     except (torch.OutOfMemoryError, MemoryError) as error:
-        say(f"error: out of memory ({first_line(error)}): a smaller --batch-size needs "
-            "less; --resume goes on after the last whole epoch")
+        say(f"error: out of memory ({first_line(error)}): free some of it and go on with --resume, "
+            "or start with a smaller --batch-size and another --out")
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:
         code = 130 if isinstance(stop, KeyboardInterrupt) else stop.code
