@@ -305,8 +305,7 @@ def fill(folder, name, index, workers, skip_bad):
     store.write(folder, specs, labels, splits, index.classes, ids, groups, notes, partial)
     print(f"{folder}: {len(ids) - len(reasons)} items, {len(reasons)} left out")
     for split, codes in splits.items():
-        parts = [f"{n} {part}" for part, n in store.counts(codes).items()]
-        print(f"  split {split}: {', '.join(parts)}")
+        print(f"  split {split}: {store.counts(codes)}")
 
 
 def main(argv=None):

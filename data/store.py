@@ -105,7 +105,7 @@ def modality(kind, array, frame=None, **options):
               f"mean is {mean} and std {std}: they must be finite, and std above 0")
     else:
         check(array.shape[2] in CHANNELS[kind], f"kind {kind!r} cannot have {array.shape[2]} "
-                                                f"channels, only one of {CHANNELS[kind]}")
+                                                f"channels, but {CHANNELS[kind]}")
         stored, scale = array.shape[-2:], options.get("scale", Modality.scale)
         size = options.get("size") or ((224, 224) if stored == (256, 256) else stored)
         check(np.shape(size) == (2,) and min(size) > 0, f"size is {size}, not a height and a width")
@@ -162,7 +162,7 @@ def check_items(modalities, labels, splits, classes, ids, groups=None):
     for name, split in splits.items():
         check(re.fullmatch(r"[a-z0-9_]+", str(name)), f"split name {name!r}: use a-z, 0-9 and _")
         check(whole_numbers(split) and np.isin(split, [*PARTS.values(), UNUSED]).all(),
-              f"split {name!r} must hold {n} of 0 (train), 1 (val), 2 (test) and 255 (unused)")
+              f"split {name!r} must hold 0 (train), 1 (val), 2 (test) or 255 (unused), {n} in all")
         for part in ("train", "test"):
             check((split == PARTS[part]).any(), f"split {name!r} has no {part} items")
 
