@@ -89,8 +89,10 @@ class Dataset:
                   file=sys.stderr)
         share = len(val) / (len(val) + len(train))
         if self.carved and not 0.5 * self.val < share < 2 * self.val:
-            why = ("whole groups (speakers, videos) are held out, until a class of theirs has enough"
-                   if self.by_group else "each class holds out at least one item and keeps one")
+            why = "each class holds out at least one item and keeps one"
+            if self.by_group:
+                why = ("whole groups (speakers, videos) are held out, until a class of theirs has "
+                       "enough")
             print(f"warning: {share:.0%} of the training items are held out, not {self.val:.0%}: "
                   f"{why}", file=sys.stderr)
 

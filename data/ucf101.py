@@ -109,7 +109,7 @@ def from_pictures(frames_folder, u_folder, v_folder):
 
 
 def numbered(folder):
-    """A folder's pictures by their numbers. Raises BadFile unless these are 1, 2, ..., each once."""
+    """A folder's pictures by number. Raises BadFile unless these are 1, 2, ..., each once."""
     pictures = []
     for path in find_files(folder, "*.jpg"):
         number = re.search(r"\d+$", path.stem)
