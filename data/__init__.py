@@ -27,15 +27,7 @@ __all__ = ["DataError", "Dataset", "claim", "exit_codes", "finished", "half_done
            "parse", "parser", "pick_device", "print_epoch", "print_table", "provenance",
            "restore", "run_once", "save", "whole_file", "write_result"]
 
-HOW_TO_GET = {  # what a user downloads for `python -m data.prepare NAME --raw DIR`
-    "cremad": "CREMA-D (github.com/CheyneyComputerScience/CREMA-D): AudioWAV/*.wav, "
-              "VideoFlash/*.flv, and for the official split train.csv and test.csv",
-    "ave": "AVE (sites.google.com/view/audiovisualresearch): AVE/*.mp4, trainSet.txt, valSet.txt "
-           "and testSet.txt",
-    "ucf101": "UCF101 (www.crcv.ucf.edu/data/UCF101.php): UCF-101/<Class>/*.avi and "
-              "ucfTrainTestlist/",
-    "modelnet40": "ModelNet40 (modelnet.cs.princeton.edu): ModelNet40/<class>/{train,test}/*.off",
-}
+NAMES = ("cremad", "ave", "ucf101", "modelnet40")                           # of data.prepare
 SMALL_SETS = ("avmnist", "avletters", "utdmhad", "modelnet40_points")       # of results.sets
 
 
@@ -89,38 +81,27 @@ class Dataset:
         check(batch_size <= len(train),
               f"--batch-size {batch_size} is larger than the {len(train)} train items")
         check(batch_size > 1, "--batch-size must be at least 2: BatchNorm needs more than one item")
-        check(len(np.unique(train)) > 1, f"all {len(train)} train items of {self.name} are of one "
-                                         "class: nothing to tell apart")
-        for m, mod in self.modalities.items():
-            if mod.kind == "spectrogram" and (bad := store.not_finite(mod.array)):
-                raise DataError(f"{m} of item {self.ids[bad[0]]!r} of {self.name} is not finite: "
-                                "prepare the dataset again")
+        check(len(np.unique(train)) > 1, f"all train items of {self.name} are of one class")
         if self.split == "trial":       # of data.prepare --limit: too few items to ask more of them
             return
-        missing = [name for c, name in enumerate(self.classes) if c not in train]
-        if missing:
+        if missing := [name for c, name in enumerate(self.classes) if c not in train]:
             print(f"warning: no train items of {len(missing)} classes: {', '.join(missing):.200}",
                   file=sys.stderr)
-        n = len(val) + len(train)
-        if self.carved and not 0.5 * self.val < len(val) / n < 2 * self.val:
-            there = np.flatnonzero(np.isin(self._parts, (PARTS["train"], PARTS["val"])))
-            sizes = np.bincount(self.labels[there])
+        share = len(val) / (len(val) + len(train))
+        if self.carved and not 0.5 * self.val < share < 2 * self.val:
+            why = "each class holds out at least one item and keeps one"
             if self.by_group:
-                why = (f"whole groups (speakers, videos) are held out, until a class of theirs has "
-                       f"enough, and there are {len(np.unique(self.groups[there]))}")
-            else:
-                why = ("each class holds out at least one item and keeps one, and the smallest has "
-                       f"{sizes[sizes > 0].min()}")
-            print(f"warning: {len(val) / n:.0%} of the training items are held out, not "
-                  f"{self.val:.0%}: {why}", file=sys.stderr)
+                why = ("whole groups (speakers, videos) are held out, until a class of theirs has "
+                       "enough")
+            print(f"warning: {share:.0%} of the training items are held out, not {self.val:.0%}: "
+                  f"{why}", file=sys.stderr)
 
     @property
     def why_no_val(self):
         """Why there are no validation items, in words."""
-        if not self.val:
-            return "--val 0 holds none out"
         unit = "group (speaker, video)" if self.by_group else "item"
-        return f"to hold out any {unit} of train would leave a class with nothing to train on"
+        why = f"to hold out any {unit} of train would leave a class with nothing to train on"
+        return why if self.val else "--val 0 holds none out"
 
     def only(self, *names):
         """The same items with these modalities alone. Raises DataError for a name not there."""
@@ -189,8 +170,7 @@ def open_dataset(name_or_folder="synthetic", root="datasets", split=None, val=0.
            part; 0: no validation at all, a val part of the split's own is left unused
     Raises DataError when it is not there (and says how to get it), or is damaged.
     """
-    check(0 <= val < 1, f"val is {val}: the share of training items to hold out must be at least 0 "
-                        "and below 1")
+    check(0 <= val < 1, f"val is {val}: it is a share, at least 0 and below 1")
     if name_or_folder in EMBEDDED:
         made, name, groups = EMBEDDED[name_or_folder](), name_or_folder, None
         modalities = store.modalities_of(made["modalities"])
@@ -204,26 +184,21 @@ def open_dataset(name_or_folder="synthetic", root="datasets", split=None, val=0.
         classes, sha256 = meta["classes"], meta["sha256"]
     split = split or next(iter(splits))
     check(split in splits, f"{name} has no split {split!r}: it has {', '.join(splits)}")
-    ds = Dataset(name, split, classes, modalities, labels, ids, groups, splits[split], sha256, val)
-    check(len(ds.indices("train")), f"val {val} leaves nothing to train on in split {split!r} of "
-                                    f"{name}")
-    return ds
+    return Dataset(name, split, classes, modalities, labels, ids, groups, splits[split], sha256,
+                   val)
 
 
 def find_prepared(name_or_folder, root="datasets"):
     """The prepared folder of that name under `root`, or at that path. Raises DataError that says
     how to get it."""
     name, there = str(name_or_folder), Path(root).expanduser() / name_or_folder
-    known = name in HOW_TO_GET or name in SMALL_SETS        # of these a folder here may be the raw
+    known = name in (*NAMES, *SMALL_SETS)           # of these a folder here may be the raw one
     for place in [there] if known else [Path(name).expanduser(), there]:
         if place.is_dir():
             return place
-    if name in HOW_TO_GET:
-        raise DataError(f"{name} is not prepared (no folder {there}). Download {HOW_TO_GET[name]}; "
-                        "put it into a folder DIR; then run: "
-                        f"python -m data.prepare {name} --raw DIR --data-dir {root}")
-    check(name not in SMALL_SETS, f"{name} is not prepared (no folder {there}): "
-                                  f"python -m results.sets {name} --raw DIR")
+    maker = "data.prepare" if name in NAMES else "results.sets"
+    check(not known, f"{name} is not prepared (no folder {there}): download it into a folder DIR "
+                     f"(see docs/datasets.md), then run python -m {maker} {name} --raw DIR")
     raise DataError(f"there is no prepared folder {name!r}, neither as a path nor under {root}. "
-                    f"Known: {', '.join([*EMBEDDED, *HOW_TO_GET, *SMALL_SETS])}; for your own arrays see "
-                    "docs/your_data.md")
+                    f"Known: {', '.join([*EMBEDDED, *NAMES, *SMALL_SETS])}; for your own arrays "
+                    "see docs/your_data.md")

@@ -12,7 +12,7 @@ clean     official without the train rows whose video also stands in val or test
 import numpy as np
 
 from data.media import RATE, check_there, middles, read_audio, read_frames
-from data.prepare import Index, Item, assign, find_by_name, find_folder, read_list
+from data.prepare import Index, Item, assign, find_files, find_folder, read_list
 from data.store import PARTS, check
 
 SECONDS, FRAMES = 10, 4
@@ -23,7 +23,7 @@ EXPECTED = {"official": (3338, 402, 402)}      # train, val, test
 
 def index(raw):
     folder = find_folder(raw, "AVE")
-    videos, rows, official = find_by_name(folder, "*.mp4"), {}, {}
+    videos, rows, official = {path.stem: path for path in find_files(folder, "*.mp4")}, {}, {}
     for part, code in PARTS.items():
         path = folder.parent / f"{part}Set.txt"
         for row in read_list(path, "&"):

@@ -14,7 +14,7 @@ fold0 .. fold4  no actor in two parts: in fold k test are the actors whose numbe
 import numpy as np
 
 from data.media import RATE, BadFile, middles, read_audio, read_frames
-from data.prepare import Index, Item, assign, find_by_name, find_folder, read_list
+from data.prepare import Index, Item, assign, find_files, find_folder, read_list
 from data.store import PARTS, check
 
 CLASSES = ["NEU", "HAP", "SAD", "FEA", "DIS", "ANG"]
@@ -22,7 +22,6 @@ ACTORS = [str(number) for number in range(1001, 1092)]
 # no sound, a picture of a minute beside a sound of a second, reported as damaged: left out whatever
 # the copy holds, so that everybody trains on the same clips
 BAD = ("1076_MTI_SAD_XX", "1064_IEO_DIS_MD", "1064_TIE_SAD_XX")
-N_FOLDS = 5
 N_CLASSES = len(CLASSES)
 SECONDS, FRAMES = 3, 3
 LONGEST = 10      # seconds; the longest good clip has 5
@@ -34,7 +33,8 @@ EXPECTED = {      # train, val, test
 
 def index(raw):
     sound, picture = find_folder(raw, "AudioWAV"), find_folder(raw, "VideoFlash")
-    wavs, flvs = find_by_name(sound, "*.wav"), find_by_name(picture, "*.flv")
+    wavs = {path.stem: path for path in find_files(sound, "*.wav")}
+    flvs = {path.stem: path for path in find_files(picture, "*.flv")}
     every, train, test = (sound.parent / f"{name}.csv"
                           for name in ("SentenceFilenames", "train", "test"))
     ids, official = {*wavs, *flvs}, {}
@@ -42,13 +42,12 @@ def index(raw):
         ids.update(row[-1] for row in read_list(every, ","))
     notes = [f"left out, as they are known to be bad: {', '.join(BAD)}"]
     if train.exists() and test.exists():
-        for part, path in (("train", train), ("test", test)):
+        for path in (train, test):
             for row in read_list(path, ","):
-                assign(official, row[0], PARTS[part], path)
+                assign(official, row[0], PARTS[path.stem], path)
     else:
-        notes.append(f"no train.csv and test.csv in {sound.parent}: only the folds are made. The "
-                     "official lists stand in the repositories of OGM-GE "
-                     "(GeWu-Lab/OGM-GE_CVPR2022, data/CREMAD) and DI-MML")
+        notes.append(f"no train.csv and test.csv in {sound.parent}: only the folds are made (see "
+                     "docs/datasets.md for these lists)")
     items = []
     for name in sorted({*ids, *official} - set(BAD)):
         parts = name.split("_")
@@ -57,13 +56,12 @@ def index(raw):
         files = [wavs.get(name, sound / f"{name}.wav"), flvs.get(name, picture / f"{name}.flv")]
         items.append(Item(name, CLASSES.index(parts[2]), parts[0], list(map(str, files))))
 
-    splits = {"official": {name: part for name, part in official.items() if name not in BAD}}
-    groups = {}
-    for k in range(N_FOLDS):
+    splits, groups = {}, {}
+    if official:
+        splits["official"] = {name: part for name, part in official.items() if name not in BAD}
+    for k in range(5):
         splits[f"fold{k}"] = {item.id: fold_part(item.group, k) for item in items}
         groups[f"fold{k}"] = {actor: fold_part(actor, k) for actor in ACTORS}
-    if not official:
-        del splits["official"]
     modalities = {"audio": {"kind": "audio", "shape": (SECONDS * RATE,)},
                   "rgb": {"kind": "rgb", "shape": (FRAMES, 3, 256, 256), "framed": True}}
     expected = {split: EXPECTED[split] for split in splits if split in EXPECTED}
@@ -73,7 +71,7 @@ def index(raw):
 def fold_part(actor, k):
     """The part of an actor in fold k."""
     number = int(actor)
-    if number % N_FOLDS == k:
+    if number % 5 == k:
         return PARTS["test"]
     return PARTS["val"] if number % 10 == (k + 3) % 10 else PARTS["train"]
 

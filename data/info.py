@@ -2,9 +2,8 @@
 
     python -m data.info ave
 
-prints the items of each class and part, sizes, what was skipped, and who or what stands in more
-than one part (actors, videos, groups of clips), and draws NAME-contact-sheet.png: some items of
-each part.
+prints the items of each class and part, what was skipped, and who or what stands in more than one
+part (actors, videos, groups of clips), and draws NAME-contact-sheet.png: some items of each part.
 """
 
 import argparse
@@ -21,7 +20,6 @@ from data.run import exit_codes
 from data.store import PARTS, UNUSED
 
 ROWS = 8
-CONTRAST = 0.05         # spectrograms: this share of the values is shown black, as much white
 
 
 def describe(folder):
@@ -30,40 +28,34 @@ def describe(folder):
     print(f"{folder}: {len(labels)} items, {len(meta['classes'])} classes")
     for name, mod in modalities.items():
         shape = " x ".join(map(str, mod.array.shape[1:]))
-        size = f"{mod.array.nbytes / 1e9:.2f} GB"
-        print(f"  {name:10} {mod.kind:12} {mod.array.dtype} {shape}, {size}")
+        print(f"  {name:10} {mod.kind:12} {shape}, {mod.array.nbytes / 1e9:.2f} GB")
     print(f"skipped: {len(meta.get('skipped', {}))} items")
     for item, reason in meta.get("skipped", {}).items():
         print(f"  {item}: {reason}")
 
-    names, width = meta.get("groups", []), max(map(len, meta["classes"])) + 2
     for split, codes in splits.items():
         parts = {part: codes == code for part, code in PARTS.items() if (codes == code).any()}
         sizes = [f"{inside.sum()} {part}" for part, inside in parts.items()]
         print(f"\nsplit {split}: {', '.join(sizes)}, {(codes == UNUSED).sum()} unused")
-        print("  " + "class".ljust(width) + "".join(part.rjust(7) for part in parts))
         for c, name in enumerate(meta["classes"]):
             counts = [f"{(labels[inside] == c).sum():7}" for inside in parts.values()]
-            print("  " + name.ljust(width) + "".join(counts))
+            print(f"  {name:25}" + "".join(counts))
         if groups is None:
             print("  groups: none recorded, so leaks between parts cannot be seen")
             continue
         members = {part: set(groups[inside].tolist()) for part, inside in parts.items()}
-        sizes = [f"{len(there)} in {part}" for part, there in members.items()]
-        print(f"  groups: {', '.join(sizes)}")
         for a, b in itertools.combinations(parts, 2):
             shared = sorted(members[a] & members[b])
-            shown = [names[g] if names else str(g) for g in shared[:5]]
-            shown = ", ".join(shown + ["..."] * (len(shared) > 5))
-            print(f"  in both {a} and {b}: {len(shared)}" + f" ({shown})" * bool(shared))
+            names = [meta["groups"][g] if "groups" in meta else str(g) for g in shared[:5]]
+            shown = f" ({', '.join(names)})" * bool(shared)
+            print(f"  groups in both {a} and {b}: {len(shared)}{shown}")
 
 
 def picture(mod, item):
     """What shows one modality of an item: (H, W), or (H, W, 3) uint8."""
     stored = np.array(mod.array[item])
-    if mod.kind == "audio":
-        spectrogram = log_spectrogram(torch.from_numpy(stored)[None])[0, 0, 0]
-        return spectrogram.numpy()[::-1]                                # low frequencies below
+    if mod.kind == "audio":                                             # low frequencies below
+        return log_spectrogram(torch.from_numpy(stored)[None])[0, 0, 0].numpy()[::-1]
     if mod.kind == "spectrogram":
         return np.concatenate(stored[:3, ::-1].astype(np.float32), 1)
     frames = stored[:4]
@@ -82,15 +74,13 @@ def contact_sheet(folder, path):
     parts = {code: part for part, code in PARTS.items() if (codes == code).any()}
     items = []
     for code in parts:
-        of_part = np.flatnonzero(codes == code)
-        n = min(ROWS // len(parts), len(of_part))
-        items += sorted(rng.choice(of_part, n, replace=False))
+        items += sorted(rng.permutation(np.flatnonzero(codes == code))[:ROWS // len(parts)])
     figure = Figure(figsize=(4 * len(modalities), 1.8 * len(items)), layout="constrained")
     axes = figure.subplots(len(items), len(modalities), squeeze=False)
     for row, item in zip(axes, items):
         for place, (name, mod) in zip(row, modalities.items()):
             shown = picture(mod, item)
-            low, high = np.quantile(shown, (CONTRAST, 1 - CONTRAST))
+            low, high = np.quantile(shown, (0.05, 0.95))
             place.imshow(shown, cmap="gray", vmin=low, vmax=high, aspect="auto")
             place.set(xticks=[], yticks=[], ylabel=name)
             title = f"{meta['classes'][labels[item]]:.30}, {parts[codes[item]]}: {ids[item]:.40}"
@@ -103,8 +93,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         "python -m data.info", description="Counts, leaks, contact sheet of a prepared dataset.")
     parser.add_argument("name", help="a name under --data-dir or the path of a prepared folder")
-    parser.add_argument("--data-dir", default="datasets",
-                        help="where prepared datasets lie (default: %(default)s)")
+    parser.add_argument("--data-dir", default="datasets", help="where it lies (%(default)s)")
     args = parser.parse_args(argv)
     with exit_codes(parser.prog):
         folder = find_prepared(args.name, args.data_dir)

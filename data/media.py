@@ -17,7 +17,6 @@ import numpy as np
 from data import store
 
 RATE = 16_000
-HELD = 256 * 2 ** 20      # bytes of decoded frames that are kept until it is known which are wanted
 CUT = 0.25                # seconds that may be missing of the length that a file claims
 MISSING = 1.0             # seconds that may be missing of what is asked for,
 MISSING_SHARE = 0.25      # and the share of it, whichever is less
@@ -31,14 +30,10 @@ SQUASH = 0x20 | 0x40000 | 0x2000      # libswscale: AREA | ACCURATE_RND | FULL_C
 
 
 class BadFile(Exception):
-    """A file that cannot be used, and the reason."""
-
-    def __init__(self, path, reason):
-        super().__init__(path, reason)      # both, as it crosses a process boundary
-        self.path, self.reason = path, reason
+    """BadFile(path, reason): a file that cannot be used."""
 
     def __str__(self):
-        return f"{self.path}: {self.reason}"
+        return f"{self.args[0]}: {self.args[1]}"
 
 
 def check_file(path):
@@ -60,13 +55,8 @@ def check_file(path):
 
 
 def riff_size(file, size):
-    """Bytes that a RIFF has up to the end of its sound or pictures, as FFmpeg reports a cut one as
-    whole.
-
-    The size in its header is not looked at: recorders and streams write there what they please. The
-    chunk `data` (WAV) or `movi` (AVI) says where it ends, unless it was written before that was
-    known.
-    """
+    """Bytes that a RIFF has up to the end of its sound or pictures (FFmpeg reports a cut one as
+    whole), by its chunk `data` or `movi`: into its header recorders write what they please."""
     place = 12
     while place + 8 <= size:
         file.seek(place)
@@ -79,8 +69,8 @@ def riff_size(file, size):
     return place + 8
 
 
-def decode_stream(path, kind, longest=None, keep=lambda frame: frame):
-    """[(seconds or None, keep(frame))] of the first stream of a kind, "audio" or "video".
+def decode_stream(path, kind, longest=None):
+    """[(seconds or None, frame)] of the first stream of a kind, "audio" or "video".
 
     Raises BadFile where there is none, where it lasts longer than `longest` seconds, and where it
     ends before the file says that it does. The first frame that cannot be decoded ends it, as what
@@ -112,7 +102,7 @@ def decode_stream(path, kind, longest=None, keep=lambda frame: frame):
                 try:
                     if packet.is_corrupt and not pcm:              # only a part of it is there
                         raise av.error.InvalidDataError(0, "a packet is damaged")
-                    frames += [(frame.time, keep(frame)) for frame in packet.decode()]
+                    frames += [(frame.time, frame) for frame in packet.decode()]
                 except av.error.FFmpegError as error:
                     failure = error.strerror
                 if longest and frames and (frames[-1][0] or 0) - (frames[0][0] or 0) > longest:
@@ -176,25 +166,22 @@ def read_audio(path, start=0.0, stop=None, longest=None):
         block = np.concatenate([part.to_ndarray() for part in to_float.resample(frame)], 1).mean(0)
         step = 0 if time is None else round((time - begin) * rate) - here
         if step < -HOLE * rate:
-            raise BadFile(path, f"has a sound whose time stamps go back by {-step / rate:.1f} s "
-                                f"after {here / rate:.1f} s")
+            raise BadFile(path, f"has a sound whose time stamps go back by {-step / rate:.1f} s")
         hole = step if step > HOLE * rate else 0
         parts += [missing(hole), block]
         here += hole + len(block)
     offset = round((start - begin) * rate)               # streams need not begin at 0
     sound = np.concatenate([missing(-offset), np.concatenate(parts)[max(0, offset):]])
+    wanted = len(sound) / rate
     if stop is not None:
-        sound = sound[:round((stop - start) * rate)]
-
-    wanted = len(sound) / rate if stop is None else stop - start
+        wanted, sound = stop - start, sound[:round((stop - start) * rate)]
     there = np.isfinite(sound).sum() / rate
     check_there(path, "sound", there, wanted, start)
     if there * RATE < store.WINDOW:
         raise BadFile(path, f"has only {there:.3f} s of sound from {start:g} s on")
     sound = np.nan_to_num(sound)
     if sound.std() < QUIET:
-        where = f"from {start:g} to {stop:g} s" if stop is not None else "throughout"
-        raise BadFile(path, f"is silent {where}, its channels averaged")
+        raise BadFile(path, f"is silent from {start:g} s on, its channels averaged")
     sound = torchaudio.functional.resample(
         torch.from_numpy(sound).double(), rate, RATE, lowpass_filter_width=64,
         rolloff=0.9475937167399596, resampling_method="sinc_interp_kaiser", beta=14.769656459379492)
@@ -220,19 +207,7 @@ def read_frames(path, choose, size=256, longest=None):
     Raises BadFile, also for a video that has no frame near a time wanted, or lasts longer than
     `longest` seconds.
     """
-    held = 0
-
-    def squashed(frame):                 # the area filter uses every source pixel
-        if isinstance(frame, tuple):     # it is already
-            return frame
-        return to_rgb(frame, size), (frame.height, frame.width)
-
-    def keep(frame):                     # few are wanted, but all of a long clip would not fit
-        nonlocal held
-        held += sum(plane.buffer_size for plane in frame.planes)
-        return frame if held < HELD else squashed(frame)
-
-    frames = decode_stream(path, "video", longest, keep)
+    frames = decode_stream(path, "video", longest)
     times = np.array([i / 25 if time is None else time for i, (time, _) in enumerate(frames)])
     gap = float(np.median(np.diff(times))) if len(times) > 1 else 0.04
     wanted = choose(times.min(), times.max() + gap)
@@ -241,9 +216,9 @@ def read_frames(path, choose, size=256, longest=None):
     if off.min(0)[far] > max(FRAME_OFF, np.diff(wanted).max(initial=0) / 2):
         raise BadFile(path, f"has a hole: its frame nearest to {wanted[far]:.2f} s stands at "
                             f"{times[nearest[far]]:.2f} s")
-    chosen = {i: squashed(frames[i][1]) for i in set(nearest)}
-    pictures = np.stack([chosen[i][0] for i in nearest]).transpose(0, 3, 1, 2)
-    return np.ascontiguousarray(pictures), chosen[nearest[0]][1]
+    pictures = np.stack([to_rgb(frames[i][1], size) for i in nearest]).transpose(0, 3, 1, 2)
+    first = frames[nearest[0]][1]
+    return np.ascontiguousarray(pictures), (first.height, first.width)
 
 
 def read_picture(path, mode="RGB"):
@@ -274,29 +249,24 @@ def read_off(path):
     """
     check_file(path)
     text = re.sub("#.*", "", Path(path).read_text(encoding="ascii", errors="replace")).lstrip()
-    if text[:3].upper() != "OFF":
-        raise BadFile(path, "is not an OFF mesh: it does not begin with OFF")
     rows = [line.split() for line in text[3:].splitlines() if line.strip()]
     try:
         n_vertices, n_faces = int(rows[0][0]), int(rows[0][1])
         corners, faces = rows[1:1 + n_vertices], rows[1 + n_vertices:]
-        if n_vertices < 0 or len(faces) != n_faces:
-            raise BadFile(path, f"is cut off, or its header counts wrongly: {len(rows) - 1} lines "
-                                f"for {n_vertices} vertices and {n_faces} faces")
+        if text[:3].upper() != "OFF" or len(faces) != n_faces:
+            raise ValueError
         vertices = np.array(corners, np.float64)
         triangles = [(row[1], row[i], row[i + 1]) for row in faces for i in range(2, int(row[0]))]
         triangles = np.array(triangles, np.int64).reshape(-1, 3)
     except (ValueError, IndexError):
-        raise BadFile(path, "is cut off, or no OFF mesh: a count, a coordinate or a face is not as "
-                            "it should be") from None
+        raise BadFile(path, "is cut off, or no OFF mesh: its header does not count its lines, or a "
+                            "coordinate or a face is not as it should be") from None
     if vertices.shape != (n_vertices, 3) or not np.isfinite(vertices).all():
         raise BadFile(path, "has a vertex that is not x y z: its header may count wrongly")
     if any(int(row[0]) < 1 for row in faces):
         raise BadFile(path, "has a line that is not a face: its header may count wrongly")
-    if not len(triangles):
-        raise BadFile(path, "has no faces")
-    if triangles.min() < 0 or triangles.max() >= n_vertices:
-        raise BadFile(path, f"has a face with a corner beyond its {n_vertices} vertices")
+    if not len(triangles) or triangles.min() < 0 or triangles.max() >= n_vertices:
+        raise BadFile(path, f"has no faces, or a corner beyond its {n_vertices} vertices")
     return vertices, triangles
 
 

@@ -30,9 +30,8 @@ import sys
 import threading
 from concurrent.futures import TimeoutError, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from multiprocessing import resource_tracker
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +39,15 @@ from filelock import FileLock, Timeout
 from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
-from data import HOW_TO_GET, media, store
+from data import NAMES, media, store
 from data.run import exit_codes
 from data.media import BadFile
 from data.store import KINDS, PARTS, UNUSED, DataError, check
 
 TIME_LIMIT = 600      # seconds for one item; the slowest, TV-L1 flow, takes a tenth on a slow core
-# what they decode may differ by their version; a module's own PACKAGES come to these
-PACKAGES = ("numpy", "av", "torch", "torchaudio", "torchvision", "pillow")
+# what they decode may differ by their version
+PACKAGES = ("numpy", "av", "torch", "torchaudio", "torchvision", "pillow",
+            "opencv-contrib-python-headless")
 
 
 @dataclass
@@ -74,45 +74,26 @@ def find_files(folder, pattern):
     """Files and folders below `folder` that match, by name; the ending in upper or lower case,
     without what macOS leaves behind (`._*`, `__MACOSX`)."""
     stem, ending = os.path.splitext(pattern)
-    return sorted(path for path in Path(folder).glob(stem)
-                  if path.suffix.lower() == ending
+    return sorted(path for path in Path(folder).glob(stem) if path.suffix.lower() == ending
                   and not path.name.startswith(".") and "__MACOSX" not in path.parts)
-
-
-def find_by_name(folder, pattern):
-    """{name without its ending: file} of the files that match. Raises DataError where a name is
-    there twice."""
-    found = {}
-    for path in find_files(folder, pattern):
-        other = found.setdefault(path.stem, path)
-        check(other == path, f"{other} and {path} have one name: remove the one that is wrong")
-    return found
 
 
 def find_folder(raw, *names):
     """raw/name or raw/*/name, of the first of these names that is there. Raises DataError where
-    none is, or one is there more than once."""
+    none is."""
     for name in names:
-        for pattern in (name, f"*/{name}"):
-            found = find_files(raw, pattern)
-            check(len(found) < 2, f"{name} is there more than once, as "
-                                  f"{' and '.join(map(str, found))}: leave the one that is meant")
-            if found:
-                return found[0]
+        for folder in (*find_files(raw, name), *find_files(raw, f"*/{name}")):
+            return folder
     raise DataError(f"{raw} holds no folder {' or '.join(names)}, nor does a folder in it: see "
                     "docs/datasets.md for what to put where")
 
 
 def read_list(path, separator):
-    """The rows of a split list, each a list of its fields; a first row without a digit is a header,
-    left out. Raises DataError."""
+    """The rows of a split list, each a list of its fields; a row without a digit is a header."""
     check(path.is_file(), f"the list {path} is missing: see docs/datasets.md for its source")
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-        rows = [row for row in csv.reader(file, delimiter=separator) if row]
-    if rows and not any(map(str.isdigit, "".join(rows[0]))):
-        del rows[0]
-    check(rows, f"the list {path} is empty: see docs/datasets.md for its source")
-    return rows
+        rows = list(csv.reader(file, delimiter=separator))
+    return [row for row in rows if any(map(str.isdigit, "".join(row)))]
 
 
 def assign(codes, item, part, path):
@@ -128,21 +109,18 @@ def check_complete(index, n_classes, skip_bad):
     for split, expected in index.expected.items():
         codes = list(index.splits[split].values())
         found = tuple(codes.count(code) for code in PARTS.values())
-        check(found == expected,
-              f"split {split}: the complete download has {expected} train, val and test items, "
-              f"found {found}: complete it and its lists (--skip-bad leaves out what is named)")
+        check(found == expected, f"split {split}: the complete download has {expected} train, val "
+                                 f"and test items, found {found}: complete it and its lists")
         if split in index.groups:
             parts = {(item.group, index.splits[split][item.id]) for item in index.items}
             odd = {group for group, _ in parts ^ set(index.groups[split].items())}
             check(not odd, f"split {split}: missing, or not in the part where they belong: "
                            f"{', '.join(sorted(odd))}")
     check(not index.expected or len(index.classes) == n_classes,
-          f"there are {n_classes} classes, found {len(index.classes)}: "
-          f"{', '.join(index.classes):.300}")
-    files = dict.fromkeys(path for item in index.items for path in item.files)
-    missing = [path for path in files if not os.path.exists(path)]
+          f"there are {n_classes} classes, found {len(index.classes)}: {', '.join(index.classes)}")
+    missing = {path for item in index.items for path in item.files if not os.path.exists(path)}
     check(skip_bad or not missing,
-          f"{len(missing)} files are missing, the first: {''.join(missing[:1])}. Complete the "
+          f"{len(missing)} files are missing, the first: {min(missing, default='')}. Complete the "
           "download, or pass --skip-bad to go on without them")
 
 
@@ -161,11 +139,10 @@ def keep_some(index, limit):
 def stamp(files):
     """A number above 0 that is another one where a file, or one in a folder of these, is."""
     seen = []
-    for path in files:
-        for file in sorted(Path(path).iterdir()) if os.path.isdir(path) else [Path(path)]:
-            with contextlib.suppress(FileNotFoundError):
-                about = file.stat()
-                seen.append([file.name, about.st_size, about.st_mtime_ns])
+    for path in map(Path, files):
+        for file in (path, *sorted(path.glob("*"))):        # of a file there are none in it
+            if file.exists():
+                seen.append([file.name, file.stat().st_size, file.stat().st_mtime_ns])
     digest = hashlib.sha256(json.dumps(seen).encode()).digest()
     return 1 + int.from_bytes(digest[:7], "big")
 
@@ -205,22 +182,17 @@ def settle_in():
 def decode_all(name, items, todo, folder, workers):
     """Decode the items whose numbers are in `todo`; yields (number, what `work` returned) as each
     is done. Raises what a worker raised, and DataError for one ended from outside."""
-    pool = ProcessPool(min(workers, len(todo)) or 1, initializer=settle_in,
+    pool = ProcessPool(max(1, min(workers, len(todo))), initializer=settle_in,
                        context=multiprocessing.get_context("spawn"))
     try:
-        # Workers start deaf to Ctrl-C, which reaches them too: ending them is this process's task.
-        resource_tracker.ensure_running()                           # it unblocks what comes next
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         numbers = {pool.schedule(work, (name, items[number], number, folder), timeout=TIME_LIMIT):
                    number for number in todo}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         for future in as_completed(numbers):
             number = numbers[future]
             try:
                 yield number, future.result()
             except TimeoutError:
-                yield number, (f"{items[number].files[0]}: is still not decoded after "
-                               f"{TIME_LIMIT} s")
+                yield number, f"{items[number].files[0]}: is not decoded after {TIME_LIMIT} s"
             except (ProcessExpired, BrokenProcessPool):
                 raise DataError("a worker process was ended from outside (out of memory? fewer "
                                 "--workers need less); what is done is kept: run the same "
@@ -233,37 +205,34 @@ def decode_all(name, items, todo, folder, workers):
 def allocate(folder, index, fingerprint):
     """Empty arrays of the final shapes in a new folder. Raises DataError if the disk has no room
     for them."""
-    n, sizes = len(index.items), {}
-    for name, spec in index.modalities.items():
-        sizes[name] = ((n, *spec["shape"]), np.dtype(KINDS[spec["kind"]][0]))
-        if spec.get("framed"):
-            sizes[f"{name}.frame"] = ((n, 2), np.dtype(np.int32))
-    needed = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in sizes.values())
-    free = shutil.disk_usage(folder.parent).free
-    check(needed <= free, f"no room: the arrays take {needed / 1e9:.1f} GB, {folder.parent} has "
-                          f"{free / 1e9:.1f} GB free (another disk: --data-dir)")
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    for name, (shape, dtype) in sizes.items():
-        np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape).flush()
-    (folder / "state").mkdir()
+    (folder / "state").mkdir(parents=True)
+    n, needed = len(index.items), 0
+    for name, spec in index.modalities.items():
+        dtype, shape = KINDS[spec["kind"]][0], (n, *spec["shape"])
+        needed += np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, shape).nbytes
+        if spec.get("framed"):
+            np.lib.format.open_memmap(folder / f"{name}.frame.npy", "w+", np.int32, (n, 2))
+    free = shutil.disk_usage(folder).free
+    check(needed <= free, f"no room: the arrays take {needed / 1e9:.1f} GB, {folder} has "
+                          f"{free / 1e9:.1f} GB (another disk: --data-dir)")
     np.save(folder / "state/done.npy", np.zeros(n, np.int64))
     with store.whole_file(folder / "state/begun") as file:      # last: from here on, it is begun
         file.write(fingerprint.encode())
 
 
-def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=False):
-    """Prepare a dataset -> its folder's Path. Raises DataError for what the user can fix."""
+def prepare(name, raw, data_dir, workers, limit, skip_bad):
+    """Prepare a dataset, as the flags say. Raises DataError for what the user can fix."""
     module = importlib.import_module(f"data.{name}")
     raw, data_dir = Path(raw).expanduser(), Path(data_dir).expanduser()
-    folder = data_dir / (f"{name}-limit{limit}" if limit else name)
+    folder = data_dir / (name if limit is None else f"{name}-limit{limit}")
     check(raw.is_dir(), f"--raw {raw} is not a folder")
     index = module.index(raw)
     index.items.sort(key=lambda item: item.id)      # the order of files on a disk must not matter
-    if limit:
-        keep_some(index, limit)
-    else:
+    if limit is None:
         check_complete(index, module.N_CLASSES, skip_bad)
+    else:
+        keep_some(index, limit)
     store.check_lines("ids", [item.id for item in index.items])
     for note in index.notes:
         print(f"note: {note}")
@@ -273,27 +242,25 @@ def prepare(name, raw, data_dir="datasets", workers=None, limit=None, skip_bad=F
     try:
         with FileLock(lock, timeout=0):
             check(not folder.exists(), f"{folder} is prepared already: remove it to do it again")
-            fill(folder, name, index, raw, workers or os.cpu_count(), skip_bad)
+            fill(folder, name, index, workers, skip_bad)
             lock.unlink(missing_ok=True)
     except Timeout:
         raise DataError(f"{folder} is being prepared by another process: wait for it") from None
-    return folder
 
 
-def fill(folder, name, index, raw, workers, skip_bad):
+def fill(folder, name, index, workers, skip_bad):
     """Decode the items of an index, those that are not done yet, and write the prepared folder."""
     module, partial = importlib.import_module(f"data.{name}"), Path(f"{folder}.partial")
     ids, versions = [item.id for item in index.items], {"python": platform.python_version()}
-    for package in (*PACKAGES, *getattr(module, "PACKAGES", ())):
+    for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             versions[package] = version(package)
     thresholds = {key: value for source in (media, module) for key, value in vars(source).items()
                   if key.isupper() and isinstance(value, (int, float))}
 
     # what is done of a half-done folder is kept if it is of the same items, thresholds and packages
-    described = [{**asdict(item), "files": [os.path.relpath(path, raw) for path in item.files]}
-                 for item in index.items]
-    said = json.dumps([described, index.modalities, thresholds, versions])
+    details = {item.id: item.detail for item in index.items}
+    said = json.dumps([details, index.modalities, thresholds, versions])
     fingerprint = hashlib.sha256(said.encode()).hexdigest()
     if (begun := partial / "state/begun").exists():
         check(begun.read_text() == fingerprint,
@@ -304,8 +271,7 @@ def fill(folder, name, index, raw, workers, skip_bad):
         allocate(partial, index, fingerprint)
 
     done = np.load(partial / "state/done.npy", mmap_mode="r+")      # the stamps, 0 until then
-    todo = [number for number, item in enumerate(index.items)
-            if not done[number] or done[number] != stamp(item.files)]
+    todo = [i for i, item in enumerate(index.items) if done[i] != stamp(item.files)]
     done[todo], reasons = 0, {}
     bar = tqdm(decode_all(name, index.items, todo, partial, workers), total=len(todo), unit="item",
                mininterval=0.1 if sys.stderr.isatty() else 30)
@@ -315,17 +281,16 @@ def fill(folder, name, index, raw, workers, skip_bad):
         else:
             done[number] = answer
     reasons = dict(sorted(reasons.items()))
-    if reasons:
-        print(f"{len(reasons)} of {len(ids)} items cannot be used:", file=sys.stderr)
-        for item, reason in reasons.items():
-            print(f"  {item}: {reason}", file=sys.stderr)
+    for item, reason in reasons.items():
+        print(f"  {item}: {reason}", file=sys.stderr)
     check(skip_bad or not reasons,
-          f"{len(reasons)} items cannot be used (listed above); everything else is done and kept. "
+          f"{len(reasons)} of {len(ids)} items cannot be used (listed above); all others are kept. "
           "Replace them and run the same command again, or pass --skip-bad to go on without them")
 
-    splits = {split: np.array([UNUSED if i in reasons else codes.get(i, UNUSED) for i in ids],
-                              np.uint8) for split, codes in index.splits.items()}
-    specs = {}
+    specs, splits = {}, {}
+    for split, codes in index.splits.items():
+        kept = [UNUSED if i in reasons else codes.get(i, UNUSED) for i in ids]
+        splits[split] = np.array(kept, np.uint8)
     for key, spec in index.modalities.items():
         specs[key] = {k: v for k, v in spec.items() if k not in ("shape", "framed")}
         specs[key]["array"] = np.load(partial / f"{key}.npy", mmap_mode="r")
@@ -340,8 +305,7 @@ def fill(folder, name, index, raw, workers, skip_bad):
     store.write(folder, specs, labels, splits, index.classes, ids, groups, notes, partial)
     print(f"{folder}: {len(ids) - len(reasons)} items, {len(reasons)} left out")
     for split, codes in splits.items():
-        parts = [f"{n} {part}" for part, n in store.counts(codes).items()]
-        print(f"  split {split}: {', '.join(parts)}")
+        print(f"  split {split}: {store.counts(codes)}")
 
 
 def main(argv=None):
@@ -349,18 +313,15 @@ def main(argv=None):
         "python -m data.prepare", "python -m data.prepare NAME --raw DIR ...",
         "Turn the official download of a dataset into prepared arrays.")
     add = parser.add_argument
-    add("name", choices=HOW_TO_GET)
+    add("name", choices=NAMES)
     add("--raw", required=True, help="the folder with the download")
     add("--data-dir", default="datasets", help="where the prepared folder goes (%(default)s)")
-    add("--workers", type=int, help="processes (default: one a core)")
+    add("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
     add("--limit", type=int, help="only N items, for a try, into NAME-limitN")
     add("--skip-bad", action="store_true",
         help="leave out what cannot be used, and record it in meta.json")
     args = parser.parse_args(argv)
     with exit_codes(parser.prog):
-        for flag in ("workers", "limit"):
-            value = getattr(args, flag)
-            check(value is None or value > 0, f"--{flag} cannot be {value}")
         prepare(**vars(args))
 
 

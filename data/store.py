@@ -96,7 +96,6 @@ def modality(kind, array, frame=None, **options):
           f"kind {kind!r} is stored as {np.dtype(dtype)} with {ndim} dimensions, this array is "
           f"{array.dtype} of shape {array.shape}")
     check(not unknown, f"kind {kind!r} has no option {', '.join(sorted(unknown))}")
-    check(frame is None or kind in PICTURES, f"kind {kind!r} has no frame")
     if kind == "audio":
         check(array.shape[1] >= WINDOW,
               f"sound of {array.shape[1]} samples is shorter than a window of {WINDOW}")
@@ -105,9 +104,8 @@ def modality(kind, array, frame=None, **options):
         check(np.isfinite(mean) and 0 < std < np.inf,
               f"mean is {mean} and std {std}: they must be finite, and std above 0")
     else:
-        check(array.shape[2] in CHANNELS[kind],
-              f"kind {kind!r} cannot have {array.shape[2]} channels: it has "
-              f"{' or '.join(map(str, CHANNELS[kind]))}")
+        check(array.shape[2] in CHANNELS[kind], f"kind {kind!r} cannot have {array.shape[2]} "
+                                                f"channels, but {CHANNELS[kind]}")
         stored, scale = array.shape[-2:], options.get("scale", Modality.scale)
         size = options.get("size") or ((224, 224) if stored == (256, 256) else stored)
         check(np.shape(size) == (2,) and min(size) > 0, f"size is {size}, not a height and a width")
@@ -128,23 +126,6 @@ def modalities_of(specs):
     return checked
 
 
-def not_finite(array):
-    """Numbers of the items that hold a value which is not finite."""
-    return [i for i, features in enumerate(array) if not np.isfinite(features).all()]
-
-
-def check_name(name):
-    """Raise DataError for a word that cannot name a modality."""
-    check(re.fullmatch(r"[a-z][a-z0-9_]*", str(name)),
-          f"modality name {name!r}: use a to z, 0 to 9 and _, a letter first")
-    try:
-        nn.ModuleDict({name: nn.Identity()})        # the scripts keep encoders and heads in one
-        taken = name in RESERVED
-    except KeyError:
-        taken = True
-    check(not taken, f"modality name {name!r} means something else in the scripts: choose another")
-
-
 def check_lines(what, names):
     """Raise DataError unless each name is one line of text and there once."""
     for name in names:
@@ -160,13 +141,16 @@ def check_items(modalities, labels, splits, classes, ids, groups=None):
     def whole_numbers(array):
         return array.shape == (n,) and array.dtype.kind in "iu"
 
-    for what, there in dict(modalities=modalities, items=ids, splits=splits,
-                            classes=classes).items():
-        check(there, f"there are no {what}")
+    check(modalities and splits and classes and ids,
+          "modalities, splits, classes and ids: none of them may be empty")
     check_lines("ids", ids)
     check_lines("classes", classes)
     for name, mod in modalities.items():
-        check_name(name)
+        check(re.fullmatch(r"[a-z][a-z0-9_]*", str(name)),
+              f"modality name {name!r}: use a to z, 0 to 9 and _, a letter first")
+        # the scripts keep encoders and heads in a ModuleDict, whose own words they cannot have
+        check(name not in RESERVED and not hasattr(nn.ModuleDict(), name),
+              f"modality name {name!r} means something else in the scripts: choose another")
         check(len(mod.array) == n,
               f"modality {name!r} has {len(mod.array)} items, there are {n} ids")
         check(mod.frame is None or mod.frame.shape == (n, 2) and mod.frame.min() > 0,
@@ -178,8 +162,7 @@ def check_items(modalities, labels, splits, classes, ids, groups=None):
     for name, split in splits.items():
         check(re.fullmatch(r"[a-z0-9_]+", str(name)), f"split name {name!r}: use a-z, 0-9 and _")
         check(whole_numbers(split) and np.isin(split, [*PARTS.values(), UNUSED]).all(),
-              f"split {name!r} must hold 0 (train), 1 (val), 2 (test) or 255 (unused) for {n} "
-              "items")
+              f"split {name!r} must hold 0 (train), 1 (val), 2 (test) or 255 (unused), {n} in all")
         for part in ("train", "test"):
             check((split == PARTS[part]).any(), f"split {name!r} has no {part} items")
 
@@ -208,28 +191,26 @@ def whole_file(path):
 def write(folder, modalities, labels, splits, classes, ids, groups=None, notes={}, partial=None):
     """Write a prepared folder from arrays in memory.
 
-    modalities  {name: dict(kind=..., array=..., options of Modality)}; a name is any of a to z, 0
-                to 9 and _, a letter first, less the words in RESERVED and those nn.ModuleDict has
+    modalities  {name: dict(kind=..., array=..., options of Modality)}
     labels      (N,) int; classes: list of their names
     splits      {name: (N,) uint8 of 0 train, 1 val, 2 test, 255 unused}
     ids         N different strings; groups: (N,) int or None
     notes       for meta.json: what was skipped and why, versions, sources
     partial     a folder in which <modality>.npy stands already: it becomes `folder`
-    Returns the folder's Path. Raises DataError, and leaves nothing behind, if they do not fit.
+    Returns the folder's Path. Raises DataError, before anything is written, if they do not fit.
     """
     folder = Path(folder).expanduser()
     check(not folder.exists(), f"{folder} exists already: remove it or choose another name")
     for what, names in (("classes", classes), ("ids", ids)):
-        check(not isinstance(names, (str, Set, Mapping)),
-              f"{what}: a list is needed, whose order is that of the numbers, not a "
-              f"{type(names).__name__}")
+        check(not isinstance(names, (str, Set, Mapping)), f"{what}: a list is needed, in the order "
+                                                          f"of the numbers, not {type(names)}")
     labels, classes, ids = np.asarray(labels), list(map(str, classes)), list(map(str, ids))
     splits = {name: np.asarray(split) for name, split in splits.items()}
     groups = None if groups is None else np.asarray(groups)
     modalities = modalities_of(modalities)
     check_items(modalities, labels, splits, classes, ids, groups)
-    arrays = {"label": labels.astype(np.int64)}
-    arrays.update({f"split.{name}": split.astype(np.uint8) for name, split in splits.items()})
+    arrays = {f"split.{name}": split.astype(np.uint8) for name, split in splits.items()}
+    arrays["label"] = labels.astype(np.int64)
     if groups is not None:
         arrays["group"] = groups.astype(np.int64)
     for name, mod in modalities.items():
@@ -238,46 +219,36 @@ def write(folder, modalities, labels, splits, classes, ids, groups=None, notes={
         if not partial:
             check_values(name, mod)
             arrays[name] = mod.array
-
-    own = partial is None
-    if own:
+    if not partial:
         partial = folder.with_name(folder.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-    try:
-        for name, array in arrays.items():
-            np.save(partial / f"{name}.npy", array)
-        (partial / "ids.txt").write_text("".join(f"{i}\n" for i in ids), encoding="utf-8")
-        sums = {path.name: sha256(path) for path in sorted(partial.iterdir()) if path.is_file()}
-        meta = {
-            "schema": SCHEMA,
-            "items": len(ids),
-            "classes": classes,
-            "modalities": {name: {"kind": mod.kind, "shape": mod.array.shape, **mod.options}
-                           for name, mod in modalities.items()},
-            "splits": {name: counts(split) for name, split in splits.items()},
-            "versions": {"python": platform.python_version(), "numpy": np.__version__},
-            **notes,
-            "sha256": sums,
-        }
-        # options may be NumPy's scalars and arrays
-        text = json.dumps(meta, indent=1, default=lambda value: value.tolist()) + "\n"
-        (partial / "meta.json").write_text(text, encoding="utf-8")
-        lines = {**sums, "meta.json": sha256(partial / "meta.json")}
-        lines = "".join(f"{digest}  {name}\n" for name, digest in lines.items())
-        (partial / "SHA256SUMS").write_text(lines, encoding="utf-8")
-        shutil.rmtree(partial / "state", ignore_errors=True)        # of data.prepare
-        os.replace(partial, folder)
-    finally:
-        if own:
-            shutil.rmtree(partial, ignore_errors=True)
+    for name, array in arrays.items():
+        np.save(partial / f"{name}.npy", array)
+    (partial / "ids.txt").write_text("".join(f"{i}\n" for i in ids), encoding="utf-8")
+    sums = {path.name: sha256(path) for path in sorted(partial.iterdir()) if path.is_file()}
+    meta = dict(
+        schema=SCHEMA, items=len(ids), classes=classes,
+        modalities={name: dict(kind=mod.kind, shape=mod.array.shape, **mod.options)
+                    for name, mod in modalities.items()},
+        splits={name: counts(split) for name, split in splits.items()},
+        **{"versions": {"python": platform.python_version(), "numpy": np.__version__}, **notes},
+        sha256=sums)
+    # options may be NumPy's scalars and arrays
+    text = json.dumps(meta, indent=1, default=lambda value: value.tolist()) + "\n"
+    (partial / "meta.json").write_text(text, encoding="utf-8")
+    sums["meta.json"] = sha256(partial / "meta.json")
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
+    (partial / "SHA256SUMS").write_text(lines, encoding="utf-8")
+    shutil.rmtree(partial / "state", ignore_errors=True)        # of data.prepare
+    os.replace(partial, folder)
     return folder
 
 
 def check_values(name, mod):
     """Raise DataError for values that are not what a kind holds."""
     if mod.kind == "spectrogram":
-        check(not not_finite(mod.array), f"modality {name!r} holds values that are not finite")
+        check(np.isfinite(mod.array).all(), f"modality {name!r} holds values that are not finite")
     else:
         check(mod.array.max() > 1 or mod.array.min() < -1,
               f"modality {name!r} has no value beyond 1: it was cast to {mod.array.dtype} before "
@@ -286,11 +257,8 @@ def check_values(name, mod):
 
 def sha256(path):
     """Hex digest of a file's bytes."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def counts(split):
@@ -311,7 +279,7 @@ def read(folder):
     def array(name):
         try:
             return np.load(folder / f"{name}.npy", mmap_mode="r")
-        except (ValueError, EOFError) as error:         # cut, or no array; they do not say which
+        except (ValueError, EOFError) as error:         # they do not say which file
             raise DataError(f"{name}.npy cannot be read: {error}") from None
 
     try:
@@ -322,10 +290,9 @@ def read(folder):
         splits = {name: array(f"split.{name}") for name in meta["splits"]}
         groups = array("group") if "group.npy" in meta["sha256"] else None
         for name, spec in meta["modalities"].items():
+            shape = tuple(spec.pop("shape"))
             specs[name] = {**spec, "array": array(name)}
-            shape = list(specs[name]["array"].shape)
-            check(specs[name].pop("shape") == shape,
-                  f"{name}.npy has shape {shape}, meta.json says otherwise")
+            check(specs[name]["array"].shape == shape, f"{name}.npy is not of shape {shape}")
             if f"{name}.frame.npy" in meta["sha256"]:
                 specs[name]["frame"] = array(f"{name}.frame")
         modalities = modalities_of(specs)

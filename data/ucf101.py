@@ -10,17 +10,15 @@ official = clean  split 1, 9,537 / 3,783; no group of clips (gXX: one background
 """
 
 import re
-from pathlib import Path
 
 import numpy as np
 
 from data.media import FRAME_OFF, BadFile, decode_stream, read_picture, resize, to_rgb
-from data.prepare import Index, Item, assign, find_by_name, find_files, find_folder, read_list
+from data.prepare import Index, Item, assign, find_files, find_folder, read_list
 from data.store import PARTS, DataError, check
 
 EXPECTED = {"official": (9537, 0, 3783)}       # train, val, test
 N_CLASSES = 101
-PACKAGES = ("opencv-contrib-python-headless",)
 FLOW_FRAMES, BOUND = 10, 20      # pixels of motion that become 0 and 255
 LONGEST = 100      # seconds; the longest clip has 71
 FLOW_LACKS = 2     # flow fields that a clip may have less than frames
@@ -28,10 +26,7 @@ FLOW_LACKS = 2     # flow fields that a clip may have less than frames
 
 def index(raw):
     lists = find_folder(raw, "ucfTrainTestlist")
-    numbered = read_list(lists / "classInd.txt", " ")
-    check(all(len(row) == 2 for row in numbered),
-          f"{lists / 'classInd.txt'}: each line should be a number and a class")
-    classes, places = [kind for _, kind in numbered], find_clips(raw)
+    classes, places = [row[-1] for row in read_list(lists / "classInd.txt", " ")], find_clips(raw)
     label = {kind.lower(): i for i, kind in enumerate(classes)}    # Hand[sS]tandPushups
     items, official = [], {}
     for part in ("train", "test"):
@@ -44,9 +39,8 @@ def index(raw):
             files = [found.get(clip.lower(), f"{raw}/{row[0]}") for found in places]
             items.append(Item(clip, label[kind], clip[:-4], files))
             assign(official, clip, PARTS[part], path)
-    shapes = {"flow": (FLOW_FRAMES, 2, 256, 256), "rgb": (1, 3, 256, 256)}
-    modalities = {name: {"kind": name, "shape": shape, "framed": True}
-                  for name, shape in shapes.items()}
+    modalities = {"flow": {"kind": "flow", "shape": (FLOW_FRAMES, 2, 256, 256), "framed": True},
+                  "rgb": {"kind": "rgb", "shape": (1, 3, 256, 256), "framed": True}}
     return Index(items, classes, modalities, {"official": official, "clean": official}, EXPECTED)
 
 
@@ -55,11 +49,11 @@ def find_clips(raw):
     folder = find_folder(raw, "UCF-101", "jpegs_256")
     if folder.name == "UCF-101":
         check_opencv()
-        found = [find_by_name(folder, "*/v_*.avi")]
+        places = [find_files(folder, "*/v_*.avi")]
     else:
         flow = find_folder(raw, "tvl1_flow")
-        found = [find_by_name(place, "v_*") for place in (folder, flow / "u", flow / "v")]
-    return [{clip.lower(): str(path) for clip, path in clips.items()} for clips in found]
+        places = [find_files(place, "v_*") for place in (folder, flow / "u", flow / "v")]
+    return [{path.stem.lower(): str(path) for path in found} for found in places]
 
 
 def check_opencv():
@@ -115,19 +109,13 @@ def from_pictures(frames_folder, u_folder, v_folder):
 
 
 def numbered(folder):
-    """A folder's pictures in the order of their numbers. Raises BadFile unless these are 1, 2, ...
-    to the last, each once."""
-    if not Path(folder).is_dir():
-        raise BadFile(folder, "is missing")
+    """A folder's pictures by number. Raises BadFile unless these are 1, 2, ..., each once."""
     pictures = []
     for path in find_files(folder, "*.jpg"):
         number = re.search(r"\d+$", path.stem)
-        if number is None:
-            raise BadFile(folder, f"holds a picture without a number, {path.name}")
-        pictures.append((int(number[0]), path))
+        pictures.append((int(number[0]) if number else 0, path))
     pictures.sort()
     for expected, (number, path) in enumerate(pictures, 1):
         if number != expected:
-            raise BadFile(folder, f"holds {len(pictures)} pictures: number {expected} is not where "
-                                  f"it should be, but {path.name}")
+            raise BadFile(folder, f"holds {path.name} where picture {expected} should be")
     return [path for _, path in pictures]

@@ -112,15 +112,15 @@ def noise(std, channels=1):
 
 
 @pytest.mark.parametrize("sound,reason", [
-    (noise(1 / 32768), "is silent throughout"), (0.2 + noise(1 / 32768), "is silent throughout"),
-    (noise(0.1) * [[1], [-1]], "is silent throughout, its channels averaged"),
-    (np.concatenate([noise(0.1), noise(0)], 1), "is silent from 1 to 2 s"),
+    (noise(1 / 32768), "is silent from 0 s on"), (0.2 + noise(1 / 32768), "is silent from 0 s on"),
+    (noise(0.1) * [[1], [-1]], "is silent from 0 s on, its channels averaged"),
+    (np.concatenate([noise(0.1), noise(0)], 1), "is silent from 1 s on"),
     (noise(np.nan), "has only 0.000 s of sound"),
 ])
 def test_a_sound_without_sound_is_named(sound, reason, tmp_path):
     path = raw.wav(tmp_path / "a.wav", sound.astype(np.float32), 16_000, "pcm_f32le")
     with pytest.raises(BadFile, match=reason):
-        media.read_audio(path, *((1, 2) if "from" in reason else ()))
+        media.read_audio(path, *((1, 2) if "from 1" in reason else ()))
 
 
 def test_a_picture_with_a_hole_is_named(tmp_path):
@@ -257,7 +257,7 @@ def test_off_with_colours_and_degenerate_faces(tmp_path):
 
 
 @pytest.mark.parametrize("text,reason", [
-    ("ply\n", "does not begin with OFF"), ("OFF\n", "no OFF mesh"),
+    ("ply\n", "no OFF mesh"), ("OFF\n", "no OFF mesh"),
     ("OFF\n3 1 0\n0 0 0\n1 0 0\n", "is cut off"), (f"OFF\n3 1 0\n{XYZ}3 0 1\n", "is cut off"),
     ("OFF\n3 1 0\n0 0 0\n1 x 0\n0 1 0\n3 0 1 2\n", "a coordinate"),
     (f"OFF\n3 1 0\n{XYZ}3 0 1 7\n", "beyond its 3 vertices"),
@@ -265,8 +265,8 @@ def test_off_with_colours_and_degenerate_faces(tmp_path):
     ("OFF\n3 1 0\n0 0 nan\n1 0 0\n0 1 0\n3 0 1 2\n", "that is not x y z"),
     # counts that are not those of the lines: a vertex among the faces, more lines, fewer lines
     (f"OFF\n3 2 0\n{XYZ}0 0 1\n3 0 1 2\n", "that is not a face"),
-    (f"OFF\n3 1 0\n{XYZ}3 0 1 2\n3 0 2 1\n", "5 lines for 3 vertices and 1"),
-    (f"OFF\n3 2 0\n{XYZ}3 0 1 2\n", "4 lines for 3 vertices and 2"),
+    (f"OFF\n3 1 0\n{XYZ}3 0 1 2\n3 0 2 1\n", "does not count its lines"),
+    (f"OFF\n3 2 0\n{XYZ}3 0 1 2\n", "does not count its lines"),
 ])
 def test_bad_meshes_are_named_with_a_reason(text, reason, tmp_path):
     (tmp_path / "a.off").write_text(text)

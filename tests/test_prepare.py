@@ -127,11 +127,11 @@ def test_ucf101_from_published_pictures(tmp_path, expect):
 
 @pytest.mark.parametrize("change,said", [
     (lambda f, u, v: [(f / f"frame{n}.jpg").unlink() for n in range(31, 121)], "there are 30 fra"),
-    (lambda f, u, v: (f / "frame77.jpg").unlink(), "number 77 is not where it should be, but fr"),
+    (lambda f, u, v: (f / "frame77.jpg").unlink(), "frame78.jpg where picture 77 should be"),
     (lambda f, u, v: (u / "frame119.jpg").unlink(), "u: holds flow of 118 frames, .*v of 119"),
-    (lambda f, u, v: (f / "frame0077.jpg").touch(), "number 78 is not .*, but frame"),
-    (lambda f, u, v: (f / "cover.jpg").touch(), "a picture without a number, cover.jpg"),
-    (lambda f, u, v: shutil.rmtree(v), "v: is missing")])
+    (lambda f, u, v: (f / "frame0077.jpg").touch(), "where picture 78 should be"),
+    (lambda f, u, v: (f / "cover.jpg").touch(), "cover.jpg where picture 1 should be"),
+    (lambda f, u, v: shutil.rmtree(v), "holds flow of 119 frames, .*v of 0")])
 def test_flow_and_frames_are_paired_by_their_numbers(change, said, tmp_path):
     folders = [tmp_path / name for name in ("frames", "u", "v")]
     for folder, last, more in zip(folders, (120, 119, 119), (0, 0, 100)):
@@ -197,16 +197,9 @@ def text(name, content, mode="w"):
     return change
 
 
-def two_copies(root):
-    (root / "a").mkdir()
-    shutil.copytree(root / "AudioWAV", root / "b/AudioWAV")
-    (root / "AudioWAV").rename(root / "a/AudioWAV")
-
-
 BIKE, SKIP = "Biking/v_Biking_g02_c01.avi", "--skip-bad"
 WRONG = [       # dataset, how it is made, what is changed, flags, what is said
     ("ave", raw.ave, lambda r: (r / "valSet.txt").unlink(), [], "valSet.txt is missing"),
-    ("ave", raw.ave, text("valSet.txt", ""), [], "valSet.txt is empty"),
     ("ave", raw.ave, text("valSet.txt", "Bark;video_1\n"), [], "is not Category&VideoID"),
     ("ave", raw.ave, lambda r: (r / "AVE/video_3.mp4").unlink(), [], "1 files are missing"),
     ("ave", raw.ave, text("testSet.txt", "Bark&video_1&good&1&9\n"), [SKIP],
@@ -219,9 +212,7 @@ WRONG = [       # dataset, how it is made, what is changed, flags, what is said
      "test.csv: '1001_IEO_HAP_XX' stands in another list too"),
     ("cremad", raw.cremad, text("train.csv", "1001_IEO_XXX_XX,x\n"), [], "1001_IEO_XXX_XX"),
     ("cremad", raw.cremad, lambda r: shutil.rmtree(r / "AudioWAV"), [], "no folder AudioWAV"),
-    ("cremad", raw.cremad, two_copies, [], "AudioWAV is there more than once"),
     ("modelnet40", raw.modelnet, str, ["--limit", "1"], "a trial needs two"),
-    ("modelnet40", raw.modelnet, str, ["--workers", "0"], "--workers cannot be 0"),
     ("modelnet40", raw.modelnet, lambda r: raw.off(r / "ModelNet40/bed/train/bed_0000.OFF"), [],
      "ids: 'bed/train/bed_0000' comes more than once"),
 ]
@@ -398,7 +389,7 @@ def test_a_decoder_that_breaks_one_that_hangs_and_a_worker_that_dies_lose_nothin
     assert "a worker process was ended from outside" in ended[0].stderr
     assert "going on in" in ended[1].stdout
     for line in ("2 of 12 items cannot be used", "bed_0001.off: ZeroDivisionError: odd",
-                 "lamp_0004.off: is still not decoded after 5 s"):
+                 "lamp_0004.off: is not decoded after 5 s"):
         assert line in ended[1].stderr
 
 
