@@ -43,19 +43,19 @@ def avmnist(raw):
     audio  (N, 1, 32, 32) log-mel spectrogram
     image  (N, 1, 1, 28, 28), another picture of the digit for each recording of it
     """
-    ids, (digit, speaker, index) = names(raw / "recordings", r"(\d)_(\w+)_(\d+)", ".wav")
+    ids, digit, speaker, index = names(raw / "recordings", r"((\d)_(\w+)_(\d+))\.wav")
     digit, index = digit.astype(int), index.astype(int)
     # the recordings' authors test on index 0 to 4; `small` is cut so that joint training falls back
     full = np.where(index < 5, TEST, TRAIN)
     splits = {"full": full, "small": np.where(index < 9, full, UNUSED)}
     check_counts("avmnist", splits)
 
-    audio = read(log_mel, raw / "recordings", ids, ".wav")
+    audio = read(log_mel, [raw / f"recordings/{name}.wav" for name in ids])
     image = np.zeros((len(ids), 1, 1, 28, 28), np.uint8)
     rng = np.random.default_rng(0)
     for part, stem in ((TRAIN, "train"), (TEST, "t10k")):
-        pictures, = read(read_image_file, raw / "MNIST/raw", [f"{stem}-images-idx3-ubyte"])
-        written, = read(read_label_file, raw / "MNIST/raw", [f"{stem}-labels-idx1-ubyte"])
+        pictures, = read(read_image_file, [raw / f"MNIST/raw/{stem}-images-idx3-ubyte"])
+        written, = read(read_label_file, [raw / f"MNIST/raw/{stem}-labels-idx1-ubyte"])
         for c in range(10):
             spoken = np.flatnonzero((full == part) & (digit == c))
             chosen = rng.permutation(np.flatnonzero(written == c))[:len(spoken)]
@@ -91,8 +91,8 @@ def avletters(raw):
     ids = ["".join(parts) for parts in product(string.ascii_uppercase, "123", "_", SPEAKERS)]
     letter, repetition, speaker = np.indices((26, 3, 10)).reshape(3, -1)
     train = repetition < 2
-    audio = read(read_htk, raw / "Audio/mfcc/Clean", ids, ".mfcc")
-    lips = read(read_lips, raw / "Lips", ids, "-lips.mat")
+    audio = read(read_htk, [raw / f"Audio/mfcc/Clean/{name}.mfcc" for name in ids])
+    lips = read(read_lips, [raw / f"Lips/{name}-lips.mat" for name in ids])
     return dict(
         modalities={
             "audio": dict(kind="spectrogram", array=standardize(audio, train)),
@@ -125,16 +125,16 @@ def utdmhad(raw):
     skeleton  (N, 3, 20, 64) places of twenty joints
     The signals have mean 0 and variance 1 over the train part.
     """
-    pattern = r"a(\d+)_s(\d+)_t(\d+)"
-    ids, (action, subject, _) = names(raw / "Inertial", pattern, "_inertial.mat")
+    ids, action, subject = names(raw / "Inertial", r"(a(\d+)_s(\d+)_t\d+)_inertial\.mat")
     action, subject = action.astype(int), subject.astype(int)
     train = subject % 2 == 1
     splits = {"official": np.where(train, TRAIN, TEST)}
     check_counts("utdmhad", splits)
 
-    inertial = read(read_inertial, raw / "Inertial", ids, "_inertial.mat")
-    skeleton = read(read_skeleton, raw / "Skeleton", ids, "_skeleton.mat")
-    depth = read(read_depth, raw / "Depth", ids, "_depth.mat").round().astype(np.uint8)
+    inertial = read(read_inertial, [raw / f"Inertial/{name}_inertial.mat" for name in ids])
+    skeleton = read(read_skeleton, [raw / f"Skeleton/{name}_skeleton.mat" for name in ids])
+    depth = read(read_depth, [raw / f"Depth/{name}_depth.mat" for name in ids])
+    depth = depth.round().astype(np.uint8)      # what is not finite was refused
     return dict(
         modalities={
             "depth": dict(kind="rgb", array=depth, size=(60, 80), scale=(0.6, 1.0), flip=False),
@@ -181,7 +181,7 @@ def modelnet40_points(raw):
     splits = {"official": np.where(test, TEST, TRAIN)}
     check_counts("modelnet40_points", splits)
 
-    points = read(np.load, raw, paths)
+    points = read(np.load, paths)
     views = {"front": np.stack([depth_view(cloud, 1) for cloud in points]),
              "rear": np.stack([depth_view(cloud, -1) for cloud in points])}
     return dict(
@@ -216,27 +216,25 @@ def check_counts(name, splits):
                                  f"train, validate and test on, the files here make {found}")
 
 
-def names(folder, pattern, suffix):
-    """The names, less their suffix, of a folder's files that have the form of a pattern, sorted,
-    and its three groups in each: strings (3, N)."""
-    stems = sorted(path.name.removesuffix(suffix) for path in folder.glob(f"*{suffix}"))
-    found = [match for stem in stems if (match := re.fullmatch(pattern, stem))]
-    groups = np.array([match.groups() for match in found])
-    return [match[0] for match in found], groups.reshape(-1, 3).T
+def names(folder, pattern):
+    """What the groups of a pattern match in the names of a folder's files: for each group an array
+    of strings. Files whose names have another form are left out."""
+    found = [re.fullmatch(pattern, path.name) for path in sorted(folder.glob("*"))]
+    rows = [match.groups() for match in found if match]
+    return np.array(rows).reshape(len(rows), re.compile(pattern).groups).T
 
 
-def read(reader, folder, names, suffix=""):
-    """The stacked arrays of all files. Raises DataError, which names the file, whatever is wrong
-    with one: missing, damaged, of another shape than the first, not finite."""
+def read(reader, paths):
+    """The stacked arrays that a reader makes of files. Raises DataError, which names the file,
+    whatever is wrong with one: missing, damaged, not finite, of another shape than the first."""
     arrays = []
-    for name in names:
-        path = folder / f"{name}{suffix}"
+    for path in paths:
         try:
             check_file(path)
             array = np.asarray(reader(path))
             check(np.isfinite(array).all(), "it makes values that are not finite")
-            check(array.shape == arrays[0].shape if arrays else array.size,
-                  f"its array has shape {array.shape}, unlike that of the first file")
+            check(array.shape == (arrays or [array])[0].shape,
+                  f"it makes an array of shape {array.shape}, unlike the first file")
         except BadFile as error:
             raise DataError(str(error)) from None
         except Exception as error:      # SciPy, NumPy and torchvision raise many kinds for damage
@@ -266,7 +264,6 @@ def main(argv=None):
     args = parser.parse_args(argv)
     with exit_codes(parser.prog):
         raw, folder = Path(args.raw).expanduser(), Path(args.data_dir).expanduser() / args.name
-        check(raw.is_dir(), f"--raw {raw} is not a folder")
         check(not folder.exists(), f"{folder} is prepared already: remove it to prepare it again")
         arrays = SETS[args.name](raw)
         store.write(folder, **arrays)

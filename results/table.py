@@ -23,6 +23,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import scipy.stats
 
 from data import exit_codes, whole_file
@@ -165,12 +166,12 @@ def place(row, ablation):
 
 
 def without_ablations(runs):
-    kept = {}
+    main = {}
     for section, rows in runs.items():
-        main = {row: rows[row] for row in rows if not is_ablation(row, section[0])}
-        if main:
-            kept[section] = main
-    return kept
+        for row, results in rows.items():
+            if not is_ablation(row, section[0]):
+                main.setdefault(section, {})[row] = results
+    return main
 
 
 # ---- numbers -------------------------------------------------------------------------------------
@@ -272,18 +273,18 @@ def right_alone(results, ensemble, head=None):
         if not others:
             raise ValueError("there is no ensemble of another seed")
         test = others[min([seed for seed in others if seed > result["seed"]] or others)]
-        if test["labels"] != result["test"]["labels"]:
+        labels = np.array(test["labels"])
+        if labels.tolist() != result["test"]["labels"]:
             raise ValueError("other test items")
-        alone = {m: said["predictions"] for m, said in test["modality_heads"].items()}
+        alone = {m: said["predictions"] == labels for m, said in test["modality_heads"].items()}
+        able = sum(alone.values())          # how many encoders get an item right
+        cells = {f"only {m}": alone[m] & (able == 1) for m in alone}
         some, no = ("both", "neither") if len(alone) == 2 else ("several", "none")
-        for cell in (*(f"only {m}" for m in alone), some, no):
-            counts.setdefault(cell, (0, 0))
-        answers = result["test"]["heads"][head or result["answer"]]["predictions"]
-        for item, label in enumerate(test["labels"]):
-            right = [m for m in alone if alone[m][item] == label]
-            cell = f"only {right[0]}" if len(right) == 1 else some if right else no
-            hits, items = counts[cell]
-            counts[cell] = hits + (answers[item] == label), items + 1
+        cells |= {some: able > 1, no: able == 0}
+        right = result["test"]["heads"][head or result["answer"]]["predictions"] == labels
+        for cell, items in cells.items():
+            hits, total = counts.get(cell, (0, 0))
+            counts[cell] = hits + int(right[items].sum()), total + int(items.sum())
     return counts
 
 
@@ -384,12 +385,10 @@ def details(rows):
             cells.append(mean_std(accuracy(results, name, rule), n))
         cells.append(mean_std(accuracy(results, name, measure="macro_f1"), n))
         for base in (JOINT, ENSEMBLE):
-            if base not in rows or label == f"`{base}`":
-                cells.append("" if base in rows else "not run")
-                continue
             try:
-                d = compare(results, rows[base], head(name))
-                cells.append(points(d) + ("" if d.n == n else f", n = {d.n}"))
+                d = compare(results, rows.get(base, {}), head(name))
+                few = "" if d.n == n else f", n = {d.n}"
+                cells.append(points(d) + few if label != f"`{base}`" else "")
             except ValueError as why:
                 cells.append(str(why))
         for m in modalities(rows):
@@ -429,18 +428,18 @@ def joint_against_ensemble(rows, brief=False):
     except ValueError as why:
         return [f"What joint training costs is not known: {why}."]
 
+    def cost(d, more=""):
+        return f"{points(d, '-')} points{more} (n = {d.n})."
+
     shown, level = [], []
     for m, d in sorted(costs.items(), key=lambda cost: -cost[1].mean):
         if d.p > 0.05:
-            level.append(f"No cost is shown for the {m} encoder: {points(d, '-')} points "
-                         f"(n = {d.n}).")
+            level.append(f"No cost is shown for the {m} encoder: {cost(d)}")
         elif d.mean > 0:
-            shown.append(f"Joint training costs the {m} encoder {points(d, '-')} points "
-                         f"(n = {d.n}).")
+            shown.append(f"Joint training costs the {m} encoder {cost(d)}")
         else:
             d = compare(joint, ensemble, probe(m), probe(m))
-            shown.append(f"Joint training teaches the {m} encoder {points(d, '-')} points more "
-                         f"(n = {d.n}).")
+            shown.append(f"Joint training teaches the {m} encoder {cost(d, ' more')}")
     verb = "beats the ensemble" if answer.mean > 0 else "loses to the ensemble"
     if answer.p > 0.05:
         verb = "is not shown to differ from the ensemble"
@@ -572,10 +571,11 @@ def main(argv=None):
         before, _, rest = page.partition(BEGIN)
         _, _, after = rest.partition(END)
         check(after, f"{ROOT / 'README.md'}: it has not the two lines {BEGIN} and {END}")
-        page = f"{before}{BEGIN}\n{readme(runs)}{END}{after}"
-        for path, content in {"README.md": page.encode(), "docs/results.svg": picture(runs)}.items():
-            with whole_file(ROOT / path) as file:
-                file.write(content)
+        drawn, page = picture(runs), f"{before}{BEGIN}\n{readme(runs)}{END}{after}"
+        with whole_file(ROOT / "README.md") as file:
+            file.write(page.encode())
+        with whole_file(ROOT / "docs/results.svg") as file:
+            file.write(drawn)
         return
     print(overview(runs))
     print(LEGEND)
