@@ -95,18 +95,18 @@ def avletters(raw):
     lips = read(read_lips, [raw / f"Lips/{name}-lips.mat" for name in ids])
     return dict(
         modalities={
-            "audio": dict(kind="spectrogram", array=standardize(audio, train)),
+            "audio": dict(kind="spectrogram", array=standardize(audio, train)[:, None]),
             "lips": dict(kind="rgb", array=lips, size=(30, 40), scale=(0.7, 1.0))},
         labels=letter, classes=list(string.ascii_uppercase), ids=ids, groups=speaker,
         splits={"official": np.where(train, TRAIN, TEST), "clean": CLEAN[speaker]})
 
 
 def read_htk(path):
-    """An HTK file of 26 coefficients every 20 ms, resampled in time: (1, 26, 40)."""
+    """An HTK file of 26 coefficients every 20 ms, resampled in time: (26, 40)."""
     data = path.read_bytes()
     frames = int.from_bytes(data[:4], "big")
     values = np.frombuffer(data, ">f4", offset=12).reshape(frames, 26)
-    return resample(values.T, 40)[None]
+    return resample(values.T, 40)
 
 
 def read_lips(path, frames=4):
