@@ -20,20 +20,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.io import loadmat
 from torchaudio.transforms import MelSpectrogram
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from data import store
-from data.run import exit_codes
 from data.media import RATE, BadFile, check_file, read_audio
+from data.run import exit_codes
 from data.store import UNUSED, DataError, check
 
 TRAIN, VAL, TEST = 0, 1, 2
 COUNTS = {      # train, val and test items of the complete sets; utdmhad's val is carved from train
     "avmnist": {"full": (2700, 0, 300), "small": (240, 0, 300)},
-    "avletters": {"official": (520, 0, 260), "clean": (468, 156, 156)},
     "utdmhad": {"official": (431, 0, 430)},
     "modelnet40_points": {"official": (9843, 0, 2468)},
 }
@@ -45,31 +43,23 @@ def avmnist(raw):
     audio  (N, 1, 32, 32) log-mel spectrogram
     image  (N, 1, 1, 28, 28), another picture of the digit for each recording of it
     """
-    paths = sorted((raw / "recordings").glob("[0-9]*.wav"))
-    ids = [path.stem for path in paths]
-    digit, speaker, index = parse(r"(\d)_(\w+)_(\d+)", ids)
+    ids, digit, speaker, index = names(raw / "recordings", r"((\d)_(\w+)_(\d+))\.wav")
     digit, index = digit.astype(int), index.astype(int)
     # the recordings' authors test on index 0 to 4; `small` is cut so that joint training falls back
     full = np.where(index < 5, TEST, TRAIN)
     splits = {"full": full, "small": np.where(index < 9, full, UNUSED)}
     check_counts("avmnist", splits)
 
+    audio = read(log_mel, [raw / f"recordings/{name}.wav" for name in ids])
     image = np.zeros((len(ids), 1, 1, 28, 28), np.uint8)
     rng = np.random.default_rng(0)
     for part, stem in ((TRAIN, "train"), (TEST, "t10k")):
-        file = raw / f"MNIST/raw/{stem}-images-idx3-ubyte"
-        pictures = read(read_image_file, file).numpy()
-        written = read(read_label_file, raw / f"MNIST/raw/{stem}-labels-idx1-ubyte").numpy()
-        check(pictures.shape == (len(written), 28, 28),
-              f"{file} holds pictures {pictures.shape} for {len(written)} labels")
+        pictures, = read(read_image_file, [raw / f"MNIST/raw/{stem}-images-idx3-ubyte"])
+        written, = read(read_label_file, [raw / f"MNIST/raw/{stem}-labels-idx1-ubyte"])
         for c in range(10):
             spoken = np.flatnonzero((full == part) & (digit == c))
             chosen = rng.permutation(np.flatnonzero(written == c))[:len(spoken)]
-            check(len(chosen) == len(spoken), f"{file} has {len(chosen)} pictures of a {c}, there "
-                                              f"are {len(spoken)} recordings of it")
             image[spoken, 0, 0] = pictures[chosen]
-
-    audio = np.stack([read(log_mel, path) for path in paths])
     return dict(
         modalities={"audio": dict(kind="spectrogram", array=audio),
                     "image": dict(kind="rgb", array=image, scale=(0.6, 1.0), flip=False)},
@@ -100,37 +90,31 @@ def avletters(raw):
     """
     ids = ["".join(parts) for parts in product(string.ascii_uppercase, "123", "_", SPEAKERS)]
     letter, repetition, speaker = np.indices((26, 3, 10)).reshape(3, -1)
-    official = np.where(repetition == 2, TEST, TRAIN)
-    splits = {"official": official, "clean": CLEAN[speaker]}
-    check_counts("avletters", splits)
-
-    audio = np.stack([read(read_htk, raw / f"Audio/mfcc/Clean/{name}.mfcc") for name in ids])
-    lips = np.stack([read(read_lips, raw / f"Lips/{name}-lips.mat") for name in ids])
-    audio = standardize(audio, official == TRAIN)[:, None]
+    train = repetition < 2
+    audio = read(read_htk, [raw / f"Audio/mfcc/Clean/{name}.mfcc" for name in ids])
+    lips = read(read_lips, [raw / f"Lips/{name}-lips.mat" for name in ids])
     return dict(
-        modalities={"audio": dict(kind="spectrogram", array=audio),
-                    "lips": dict(kind="rgb", array=lips, size=(30, 40), scale=(0.7, 1.0))},
-        labels=letter, classes=list(string.ascii_uppercase), ids=ids, splits=splits, groups=speaker)
+        modalities={
+            "audio": dict(kind="spectrogram", array=standardize(audio, train)[:, None]),
+            "lips": dict(kind="rgb", array=lips, size=(30, 40), scale=(0.7, 1.0))},
+        labels=letter, classes=list(string.ascii_uppercase), ids=ids, groups=speaker,
+        splits={"official": np.where(train, TRAIN, TEST), "clean": CLEAN[speaker]})
 
 
-def read_htk(path, steps=40):
-    """An HTK file of 26 coefficients every 20 ms, linearly resampled in time: (26, steps)."""
+def read_htk(path):
+    """An HTK file of 26 coefficients every 20 ms, resampled in time: (26, 40)."""
     data = path.read_bytes()
     frames = int.from_bytes(data[:4], "big")
-    if len(data) != 12 + 104 * frames:
-        raise ValueError(f"it has {len(data)} bytes, its header says {frames} frames of 104")
     values = np.frombuffer(data, ">f4", offset=12).reshape(frames, 26)
-    at = np.linspace(0, frames - 1, steps)
-    return np.stack([np.interp(at, np.arange(frames), column) for column in checked(values).T])
+    return resample(values.T, 40)
 
 
 def read_lips(path, frames=4):
     """The middle frame of each quarter of a video: uint8 (frames, 1, 60, 80)."""
     content = loadmat(path)
     video = content["vid"].reshape(content["siz"].ravel().astype(int), order="F")
-    video = checked(video, (60, 80, None)).transpose(2, 0, 1)
-    middles = ((np.arange(frames) + 0.5) * len(video) / frames).astype(int)
-    return video[middles, None]
+    middles = ((np.arange(frames) + 0.5) * video.shape[2] / frames).astype(int)
+    return video[..., middles].transpose(2, 0, 1)[:, None]
 
 
 def utdmhad(raw):
@@ -141,16 +125,16 @@ def utdmhad(raw):
     skeleton  (N, 3, 20, 64) places of twenty joints
     The signals have mean 0 and variance 1 over the train part.
     """
-    suffix = "_inertial.mat"
-    ids = sorted(path.name.removesuffix(suffix) for path in (raw / "Inertial").glob(f"a*{suffix}"))
-    action, subject, _ = parse(r"a(\d+)_s(\d+)_t(\d+)", ids).astype(int)
+    ids, action, subject = names(raw / "Inertial", r"(a(\d+)_s(\d+)_t\d+)_inertial\.mat")
+    action, subject = action.astype(int), subject.astype(int)
     train = subject % 2 == 1
     splits = {"official": np.where(train, TRAIN, TEST)}
     check_counts("utdmhad", splits)
 
-    inertial = np.stack([read(read_inertial, raw / f"Inertial/{i}_inertial.mat") for i in ids])
-    skeleton = np.stack([read(read_skeleton, raw / f"Skeleton/{i}_skeleton.mat") for i in ids])
-    depth = np.stack([read(read_depth, raw / f"Depth/{i}_depth.mat") for i in ids])
+    inertial = read(read_inertial, [raw / f"Inertial/{name}_inertial.mat" for name in ids])
+    skeleton = read(read_skeleton, [raw / f"Skeleton/{name}_skeleton.mat" for name in ids])
+    depth = read(read_depth, [raw / f"Depth/{name}_depth.mat" for name in ids])
+    depth = depth.round().astype(np.uint8)      # what is not finite was refused
     return dict(
         modalities={
             "depth": dict(kind="rgb", array=depth, size=(60, 80), scale=(0.6, 1.0), flip=False),
@@ -161,33 +145,28 @@ def utdmhad(raw):
 
 
 def read_inertial(path):
-    return resample(checked(loadmat(path)["d_iner"], (None, 6)).T[:, None], 128)
+    return resample(loadmat(path)["d_iner"].T[:, None], 128)
 
 
 def read_skeleton(path):
-    joints = checked(loadmat(path)["d_skel"], (20, 3, None))
-    places = resample(joints.transpose(1, 0, 2), 64)
+    places = resample(loadmat(path)["d_skel"].transpose(1, 0, 2), 64)
     return places - places[:, :1].mean(-1, keepdims=True)      # from joint 0's mean place
 
 
 def read_depth(path):
     """A depth video as one picture of three channels, each divided by its own maximum."""
-    video = checked(loadmat(path)["d_depth"], (240, 320, None))
-    frames = torch.tensor(video.astype(np.float64)).permute(2, 0, 1)
-    frames = F.avg_pool2d(frames[None], 4)[0]
-    motion, half = (frames[1:] - frames[:-1]).abs(), len(frames) // 2
-    maps = torch.stack([motion[:half - 1].mean(0), motion[half:].mean(0), frames.mean(0)])
-    # where nothing moves there is no picture: 0 / 0 is refused
-    maps = checked((maps / maps.amax((1, 2), keepdim=True) * 255).numpy())
-    return maps.round().astype(np.uint8)[None]
+    video = loadmat(path)["d_depth"].astype(float)
+    frames = video.reshape(60, 4, 80, 4, -1).mean((1, 3))
+    motion, half = np.abs(np.diff(frames)), frames.shape[-1] // 2
+    maps = [motion[..., :half - 1].mean(-1), motion[..., half:].mean(-1), frames.mean(-1)]
+    return np.stack([picture / picture.max() * 255 for picture in maps])[None]
 
 
 def resample(signal, length):
     """(..., T) -> (..., length), linearly, from the first value to the last."""
-    signal = torch.tensor(np.ascontiguousarray(signal), dtype=torch.float64)
-    flat = signal.reshape(1, -1, signal.shape[-1])
-    flat = F.interpolate(flat, length, mode="linear", align_corners=True)
-    return flat.reshape(*signal.shape[:-1], length).numpy()
+    steps = np.arange(signal.shape[-1])
+    at = np.linspace(0, steps[-1], length)
+    return np.apply_along_axis(lambda values: np.interp(at, steps, values), -1, signal)
 
 
 def modelnet40_points(raw):
@@ -195,29 +174,20 @@ def modelnet40_points(raw):
 
     front, rear  (N, 1, 1, 32, 32) depth views: not the pictures that papers use
     """
-    classes = sorted(folder.parent.name for folder in raw.glob("[!.]*/train"))
-    paths, labels, official = [], [], []
-    for label, name in enumerate(classes):
-        for part, code in (("train", TRAIN), ("test", TEST)):
-            objects = sorted((raw / name / part).glob("[!.]*.npy"))
-            paths += objects
-            labels += [label] * len(objects)
-            official += [code] * len(objects)
-    splits = {"official": np.array(official)}
+    paths = sorted(raw.glob("[!.]*/train/[!.]*.npy")) + sorted(raw.glob("[!.]*/test/[!.]*.npy"))
+    paths.sort(key=lambda path: path.parts[-3])     # stable: of a class train before test
+    classes, labels = np.unique([path.parts[-3] for path in paths], return_inverse=True)
+    test = np.array([path.parts[-2] == "test" for path in paths], bool)
+    splits = {"official": np.where(test, TEST, TRAIN)}
     check_counts("modelnet40_points", splits)
-    check(len(classes) == 40, f"modelnet40_points has 40 classes, {raw} has {len(classes)}")
 
-    points = [read(read_points, path) for path in paths]
+    points = read(np.load, paths)
     views = {"front": np.stack([depth_view(cloud, 1) for cloud in points]),
              "rear": np.stack([depth_view(cloud, -1) for cloud in points])}
     return dict(
         modalities={name: dict(kind="rgb", array=array[:, None, None], scale=(0.7, 1.0))
                     for name, array in views.items()},
-        labels=np.array(labels), classes=classes, ids=[path.stem for path in paths], splits=splits)
-
-
-def read_points(path):
-    return checked(np.load(path), (1024, 3))
+        labels=labels, classes=classes.tolist(), ids=[path.stem for path in paths], splits=splits)
 
 
 def depth_view(points, sign, size=32):
@@ -246,36 +216,31 @@ def check_counts(name, splits):
                                  f"train, validate and test on, the files here make {found}")
 
 
-def parse(pattern, names):
-    """The three groups of a pattern in each name: strings (3, N). Raises DataError."""
-    rows = []
-    for name in names:
-        match = re.fullmatch(pattern, name, re.ASCII)
-        check(match, f"{name} does not have the form {pattern}")
-        rows.append(match.groups())
-    return np.array(rows).reshape(-1, 3).T
+def names(folder, pattern):
+    """What the groups of a pattern match in the names of a folder's files: for each group an array
+    of strings. Files whose names have another form are left out."""
+    found = [re.fullmatch(pattern, path.name) for path in sorted(folder.glob("*"))]
+    rows = [match.groups() for match in found if match]
+    return np.array(rows).reshape(len(rows), re.compile(pattern).groups).T
 
 
-def read(reader, path):
-    """reader(path). Raises DataError that names the file, whatever is wrong with it."""
-    try:
-        check_file(path)
-        return reader(path)
-    except BadFile as error:
-        raise DataError(str(error)) from None
-    except Exception as error:      # SciPy, NumPy and torchvision raise many kinds for damage
-        raise DataError(f"{path}: cannot be used: {type(error).__name__}: {error}") from None
-
-
-def checked(array, shape=None):
-    """The array itself; `shape` has None for any length. Raises ValueError."""
-    if shape:
-        wanted = tuple(n or found for n, found in zip(shape, array.shape))
-        if array.shape != wanted or len(shape) != array.ndim:
-            raise ValueError(f"its array has shape {array.shape}, expected is {shape}")
-    if not np.isfinite(array).all():
-        raise ValueError("its array has values that are not finite")
-    return array
+def read(reader, paths):
+    """The stacked arrays that a reader makes of files. Raises DataError, which names the file,
+    whatever is wrong with one: missing, damaged, not finite, of another shape than the first."""
+    arrays = []
+    for path in paths:
+        try:
+            check_file(path)
+            array = np.asarray(reader(path))
+            check(np.isfinite(array).all(), "it makes values that are not finite")
+            check(array.shape == (arrays or [array])[0].shape,
+                  f"it makes an array of shape {array.shape}, unlike the first file")
+        except BadFile as error:
+            raise DataError(str(error)) from None
+        except Exception as error:      # SciPy, NumPy and torchvision raise many kinds for damage
+            raise DataError(f"{path}: cannot be used: {type(error).__name__}: {error}") from None
+        arrays.append(array)
+    return np.stack(arrays)
 
 
 def standardize(signals, train):
@@ -286,8 +251,7 @@ def standardize(signals, train):
     return ((signals - mean) / std).astype(np.float16)
 
 
-SETS = {"avmnist": avmnist, "avletters": avletters, "utdmhad": utdmhad,
-        "modelnet40_points": modelnet40_points}
+SETS = {make.__name__: make for make in (avmnist, avletters, utdmhad, modelnet40_points)}
 
 
 def main(argv=None):
@@ -300,7 +264,6 @@ def main(argv=None):
     args = parser.parse_args(argv)
     with exit_codes(parser.prog):
         raw, folder = Path(args.raw).expanduser(), Path(args.data_dir).expanduser() / args.name
-        check(raw.is_dir(), f"--raw {raw} is not a folder")
         check(not folder.exists(), f"{folder} is prepared already: remove it to prepare it again")
         arrays = SETS[args.name](raw)
         store.write(folder, **arrays)

@@ -12,17 +12,17 @@ one goes on after its last epoch: started again, the same command goes on. What 
 
 import argparse
 import contextlib
-import importlib.util
+import functools
 import os
+import runpy
 import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 from data import DataError, exit_codes, finished, half_done, pick_device
-from data.run import differences
+from data.store import check
 from results.table import ROOT, is_ablation, main_rows
 
 ROWS = {        # the flags of each row of the table; a row is called <script>[.<variant>]
@@ -48,25 +48,9 @@ ROWS = {        # the flags of each row of the table; a row is called <script>[.
     "udi.cka": "--complement cka",
     "udi.stage1": "--follower-init stage1",
 }
-OF_A_CELL = ("--dataset", "--data-dir", "--split", "--seed", "--out", "--gpu", "--resume")
 
 
-class Cell(NamedTuple):
-    """One run: its script and command line, and what `plan` says of them: the path of its files
-    without suffix, its config, the precision that was asked for."""
-    script: Path
-    argv: list
-    path: Path
-    config: dict
-    amp: str
-
-    @property
-    def order(self):        # stable: the datasets and rows of a seed stay as they were named
-        row = ".".join(filter(None, (self.config["method"], self.config["variant"])))
-        return is_ablation(row, self.config["dataset"]), self.config["seed"]
-
-
-# ---- which cells there are -----------------------------------------------------------------------
+# ---- which runs there are ------------------------------------------------------------------------
 def rows_of(names, dataset):
     """(script, flags) of each row that --rows names: a group, a row of ours, or a command line."""
     groups = {"main": main_rows(dataset),
@@ -82,96 +66,79 @@ def rows_of(names, dataset):
                             "scripts (FILE.py, with flags or without)")
 
 
-def planner(script):
+@functools.cache
+def plan_of(script):
     """A script's `plan`. Raises DataError, a line, where there is none."""
-    spec = importlib.util.spec_from_file_location(script.stem, script)
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        return module.plan
+        return runpy.run_path(str(script))["plan"]
     except Exception as error:      # somebody's script: whatever it raises
         raise DataError(f"{script} is no script of a row, with a function `plan` like that of "
                         f"dimml.py ({type(error).__name__}: {error})") from None
 
 
 def grid(args):
-    """All cells, in the order in which they run. A row whose script cannot run on a dataset is left
-    out there, with its reason; raises DataError where none is left, and for two runs of one
-    name."""
-    for flag in args.flags:
-        if flag.startswith("--") and any(own.startswith(flag.split("=")[0]) for own in OF_A_CELL):
-            raise DataError(f"{flag} after --: that is for the sweep to set, see --help")
-    plans, cells = {}, {}
+    """{path of its files without suffix: (command line, config, --amp)} of all runs, in the order
+    in which they run. A row whose script cannot run on a dataset is left out there, with its
+    reason; raises DataError where none is left, and for two runs of one name."""
+    runs, order = {}, {}
     for name in args.datasets:
         dataset, _, split = name.partition(":")
-        runs, left_out = 0, []
+        left_out, planned = [], 0
         for script, flags in rows_of(args.rows, Path(dataset).name):
-            if script not in plans:
-                plans[script] = planner(script)
             for seed in range(args.seeds):
-                argv = ["--dataset", dataset, "--data-dir", args.data_dir, "--seed", str(seed),
-                        "--out", args.out, *(["--split", split] if split else []), *flags,
-                        *args.flags]
+                argv = [*flags, *args.flags, "--dataset", dataset, "--data-dir", args.data_dir,
+                        *(["--split", split] if split else []), "--seed", str(seed),
+                        "--out", args.out]
                 try:
-                    parsed, *_, path, config = plans[script](argv)
+                    parsed, *_, path, config = plan_of(script)(argv)
                 except DataError as error:
                     left_out.append(f"{shlex.join([script.name, *flags])} on {name}: {error}")
                     break
-                runs += 1
-                cell = Cell(script, [*argv, "--resume"], path, config, parsed.amp)
-                other = cells.setdefault(path, cell)
-                if (other.script, other.config) != (script, config):    # two folders of one name
-                    what = differences(other.config, config) or [str(other.script), str(script)]
-                    raise DataError(f"two runs would both be called {path}: {', '.join(what)}")
-        if not runs:
-            raise DataError(f"no row can be run: {left_out[0]}")
+                planned += 1
+                run = [str(script), *argv, "--resume"], config, parsed.amp
+                check(runs.setdefault(path, run) == run,
+                      f"two runs would both be called {path}: of {shlex.join(runs[path][0])} and "
+                      f"of {shlex.join(run[0])}, or their data differ")
+                row = ".".join(filter(None, (config["method"], config["variant"])))
+                order[path] = is_ablation(row, config["dataset"]), seed
+        check(planned, f"no row can be run: {''.join(left_out[:1])}")
         for why in left_out:
             print(f"results.sweep: left out: {why}", file=sys.stderr)
-    return sorted(cells.values(), key=lambda cell: cell.order)
-
-
-def missing(cells):
-    """Those that are not finished. Raises DataError if a result or checkpoint of another run has
-    the name of one."""
-    there = []
-    for cell in cells:
-        if not finished(cell.path, cell.config, cell.amp):
-            half_done(cell.path, cell.config, resume=True, amp=cell.amp)
-            there.append(cell)
-    return there
+    # stable: the datasets and rows of a seed stay as they were named
+    return {path: runs[path] for path in sorted(runs, key=order.get)}
 
 
 # ---- running them --------------------------------------------------------------------------------
-def start(cell, flags=(), **environment):
-    """The process of a cell, in the folder that the sweep was started in."""
+def start(path, command, flags=(), **environment):
+    """The process of a run, in the folder that the sweep was started in."""
     # threads that spin while they wait slow down the other runs
     environment = {"GOMP_SPINCOUNT": "1000", **os.environ, **environment}
     # so that a script in any folder finds `data`
     paths = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
-    cell.path.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{cell.path}.log", "ab") as log:
-        return subprocess.Popen([sys.executable, str(cell.script), *cell.argv, *flags],
-                                env=environment, stdout=log, stderr=log)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{path}.log", "ab") as log:
+        return subprocess.Popen([sys.executable, *command, *flags], env=environment, stdout=log,
+                                stderr=log)
 
 
-def end(cell, process):
-    """Wait for a cell's end -> its exit code. A finished one needs no checkpoint (180 MB)."""
+def end(path, process):
+    """Wait for a run's end -> its exit code. A finished one needs no checkpoint (180 MB)."""
     code = process.wait()
     for suffix in (".pt", ".lock") if code == 0 else ():
-        Path(f"{cell.path}{suffix}").unlink(missing_ok=True)
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
     return code
 
 
-def run_one(cell):      # as a job of Slurm
-    return end(cell, start(cell))
+def run_one(path, command):      # as a job of Slurm
+    return end(path, start(path, command))
 
 
-def run_here(cells, gpus, workers):
-    """Run cells side by side, one for each entry of `gpus`, or `workers` on the CPU. Yields (cell,
-    exit code). Whatever ends the sweep ends them too, but for a SIGKILL: runs that it leaves finish
-    their work, and keep their names locked until then."""
-    free, running, waiting = list(gpus or [None] * workers), [], list(cells)
+def run_here(commands, gpus, workers):
+    """Run {path: command} side by side, one for each entry of `gpus`, or `workers` on the CPU.
+    Yields (path, exit code). Whatever ends the sweep ends them too, but for a SIGKILL: runs that it
+    leaves finish their work, and keep their names locked until then."""
+    free, running, waiting = list(gpus or [None] * workers), [], list(commands)
     cores = getattr(os, "process_cpu_count", os.cpu_count)() or 1
     share = str(max(1, cores // len(free)))
     environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", share)}
@@ -180,15 +147,15 @@ def run_here(cells, gpus, workers):
     try:
         while waiting or running:
             while free and waiting:
-                cell, gpu = waiting.pop(0), free.pop(0)
+                path, gpu = waiting.pop(0), free.pop(0)
                 flags = [] if gpu is None else ["--gpu", str(gpu)]
-                running.append((cell, gpu, start(cell, flags, **environment)))
+                running.append((path, gpu, start(path, commands[path], flags, **environment)))
             time.sleep(0.1)
-            for cell, gpu, process in list(running):
+            for path, gpu, process in list(running):
                 if process.poll() is not None:
-                    running.remove((cell, gpu, process))
+                    running.remove((path, gpu, process))
                     free.append(gpu)
-                    yield cell, end(cell, process)
+                    yield path, end(path, process)
     finally:
         for *_, process in running:
             process.terminate()         # at most one epoch is lost
@@ -196,7 +163,7 @@ def run_here(cells, gpus, workers):
             process.wait()
 
 
-def run_slurm(cells, folder, options):
+def run_slurm(commands, folder, options):
     """The same as one job array through submitit, whose local executor serves where no Slurm is."""
     import submitit
     executor = submitit.AutoExecutor(folder=folder)
@@ -204,10 +171,10 @@ def run_slurm(cells, folder, options):
         executor.update_parameters(**options)
     except NameError as error:
         raise DataError(f"--slurm: {str(error).splitlines()[0]}") from None
-    jobs = executor.map_array(run_one, cells)
+    jobs = executor.map_array(run_one, commands, commands.values())
     try:
-        for cell, job in zip(cells, jobs):
-            yield cell, 1 if job.exception() else job.result()
+        for path, job in zip(commands, jobs):
+            yield path, 1 if job.exception() else job.result()
     finally:
         for job in jobs:
             if not job.done():
@@ -220,8 +187,8 @@ def option(text):
 
 
 def main(argv=None):
-    """-> exit code: 0 if every cell of the grid stands, 1 if one failed. Raises DataError before
-    anything is trained if one cannot be."""
+    """-> exit code: 0 if all of the grid is finished, 1 if one failed. Raises DataError before
+    anything is trained if one cannot be, or if a file of another run has its name."""
     parser = argparse.ArgumentParser("python -m results.sweep", description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--rows", nargs="+", default=["main"],
@@ -238,23 +205,25 @@ def main(argv=None):
     where("--slurm", nargs="*", type=option, metavar="KEY=VALUE", help="submitit's parameters")
     add("flags", nargs="*", help="after --: flags for every run, e.g. -- --epochs 5 --amp off")
     args = parser.parse_args(argv)
-    if args.seeds < 1 or args.workers < 1:
-        raise DataError("--seeds and --workers must be at least 1")
+    check(args.seeds > 0 and args.workers > 0, "--seeds and --workers must be at least 1")
     for gpu in args.gpus:
-        pick_device(gpu, "auto")            # raises DataError if it cannot be used
+        pick_device(gpu)                # raises DataError if it cannot be used
 
-    cells = grid(args)
-    left = missing(cells)
-    print(f"{len(cells)} runs, {len(cells) - len(left)} of them finished before", flush=True)
-    runs = (run_here(left, args.gpus, args.workers) if args.slurm is None else
-            run_slurm(left, Path(args.out).expanduser() / "slurm", dict(args.slurm)))
+    runs, missing = grid(args), {}
+    for path, (command, config, amp) in runs.items():
+        if not finished(path, config, amp):
+            half_done(path, config, resume=True, amp=amp)
+            missing[path] = command
+    print(f"{len(runs)} runs, {len(runs) - len(missing)} of them finished before", flush=True)
+    ended = (run_here(missing, args.gpus, args.workers) if args.slurm is None else
+             run_slurm(missing, Path(args.out).expanduser() / "slurm", dict(args.slurm)))
     failed, began = 0, time.time()
-    with contextlib.closing(runs):          # whatever ends this loop ends the children
-        for count, (cell, code) in enumerate(runs, 1):
-            minutes = (time.time() - began) / count * (len(left) - count) / 60
+    with contextlib.closing(ended):         # whatever ends this loop ends the children
+        for count, (path, code) in enumerate(ended, 1):
+            minutes = (time.time() - began) / count * (len(missing) - count) / 60
             failed += code != 0
             said = f"failed with code {code}: see its .log" if code else "finished"
-            print(f"[{count}/{len(left)}] {cell.path} {said}, {minutes:.0f} min left", flush=True)
+            print(f"[{count}/{len(missing)}] {path} {said}, {minutes:.0f} min left", flush=True)
     return 1 if failed else 0
 
 

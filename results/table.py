@@ -5,8 +5,8 @@
     python -m results.table --ablations    # the published ablations too
     python -m results.table --readme       # into README.md and docs/results.svg
 
-What cannot be averaged is left out and named on stderr, a line each: a file that is no result, a
-seed of which two files say different things, a row whose runs have not one setting.
+What cannot be averaged is left out and named on stderr: a file that is no result, a row of which
+two files hold one seed or whose runs have not one setting.
 """
 
 import argparse
@@ -23,9 +23,11 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import scipy.stats
 
-from data import DataError, exit_codes, whole_file
+from data import exit_codes, whole_file
+from data.store import check
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "results/runs"
@@ -59,24 +61,19 @@ def read(path):
     result = json.loads(path.read_text(encoding="utf-8"))
     if result["schema"] not in (2, 3):
         raise ValueError(f"its schema is {result['schema']}, not 2 or 3")
-    scores = list(filter(None, result["probes"].values()))
-    for rules in (result["heads"] | result["modality_heads"]).values():
-        for score in rules.values():
-            scores += [score["accuracy"], score["macro_f1"]]
-    if not all(0 <= score <= 1 for score in scores):
-        raise ValueError("a score is not in [0, 1]")
-    labels = result["test"]["labels"]
-    predictions = result["test"]["heads"][result["answer"]]["predictions"]
-    right = statistics.fmean(p == y for p, y in zip(predictions, labels, strict=True))
-    if abs(right - result["heads"][result["answer"]]["last"]["accuracy"]) > 1e-6:
+    setting(result)
+    answer = result["answer"]
+    predictions = result["test"]["heads"][answer]["predictions"]
+    pairs = zip(predictions, result["test"]["labels"], strict=True)
+    right = statistics.fmean(said == label for said, label in pairs)
+    if not abs(right - result["heads"][answer]["last"]["accuracy"]) < 1e-6:
         raise ValueError("the accuracy of its answer is not that of its predictions")
     return result
 
 
 def setting(result):
     """What must be the same in runs that are averaged."""
-    recipe = {f"--{key.replace('_', '-')}": value for key, value in result["recipe"].items()}
-    return {key: result[key] for key in ("data", "val", "precision")} | recipe
+    return {key: result[key] for key in ("data", "val", "precision")} | result["recipe"]
 
 
 def differing(ours, theirs):
@@ -92,63 +89,54 @@ def read_folder(folder):
     The splits fold0, fold1, .. of a dataset count as one split, "folds", its seeds being (split,
     seed). Raises DataError where there is no such folder.
     """
-    if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}")
-    found = {}
+    check(folder.is_dir(), f"there is no folder {folder}")
+    found, runs = {}, {}
     for path in sorted(folder.glob("*.json")):
         try:
             result = read(path)
             row = ".".join(filter(None, (result["method"], result["variant"])))
-            split, seed = result["split"], result["seed"]
-            setting(result)
+            section, seed = (result["dataset"], result["split"]), result["seed"]
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             warn(f"{path} is left out: it is no result ({error!r})")
             continue
-        if re.fullmatch(r"fold\d+", split):
-            split, seed = "folds", (split, seed)
-        found.setdefault(((result["dataset"], split), row), []).append((seed, path, result))
+        if re.fullmatch(r"fold\d+", section[1]):
+            section, seed = (section[0], "folds"), (section[1], seed)
+        found.setdefault((section, row), []).append((seed, result))
 
-    runs = {}
     for (section, row), made in found.items():
-        results, twice = {}, []
-        for seed, path, result in made:
-            if results.setdefault(seed, result) != result:
-                twice.append(str(path))
-        other = {key for a, b in itertools.combinations(results.values(), 2)
-                 for key in differing(a, b)}
-        left_out = f"{row} on {', '.join(section)} is left out: "
-        if twice:
-            warn(f"{left_out}a seed of it stands in other files too: {', '.join(twice)}")
-        elif other:
-            warn(f"{left_out}its runs in {folder} differ in {', '.join(sorted(other))}")
+        other = set()
+        for (seed, ours), (their_seed, theirs) in itertools.combinations(made, 2):
+            other.update(differing(ours, theirs))
+            if seed == their_seed and ours != theirs:
+                other.add(f"what they say of seed {seed}")
+        if other:
+            warn(f"{row} on {', '.join(section)} is left out: its runs in {folder} differ in "
+                 f"{', '.join(sorted(other))}")
         else:
-            runs.setdefault(section, {})[row] = dict(sorted(results.items()))
+            runs.setdefault(section, {})[row] = dict(sorted(dict(made).items()))
     return runs
 
 
 def load(*folders):
     """`read_folder` of one or more folders (none: the published runs), rows in their order. Where
     two folders hold one row, the folder that is named first has it."""
-    runs = {}
+    runs, ordered = {}, {}
     for folder in dict.fromkeys(Path(folder).expanduser() for folder in folders or [RUNS]):
         for section, rows in read_folder(folder).items():
             for row, results in rows.items():
                 if results != runs.setdefault(section, {}).setdefault(row, results):
                     warn(f"{row} on {', '.join(section)}: a folder named before {folder} has this "
                          "row, and that is shown")
-    for section, rows in runs.items():
-        for row in list(rows):
+    for section, rows in sorted(runs.items()):
+        ordered[section] = {}
+        for row in sorted(rows, key=lambda row: place(row, is_ablation(row, section[0]))):
             if row != new_name(row) and new_name(row) in rows:
                 warn(f"{row} on {', '.join(section)} is left out: {new_name(row)} replaces it")
-                del rows[row]
-        for row, results in rows.items():
+                continue
+            ordered[section][row] = rows[row]
             for key in ("commit", "device", "threads", "versions"):
-                if len({str(result.get(key)) for result in results.values()}) > 1:
+                if len({str(result.get(key)) for result in rows[row].values()}) > 1:
                     warn(f"{row} on {', '.join(section)}: averaged, but made with another {key}")
-    ordered = {}
-    for section, rows in sorted(runs.items()):
-        order = sorted(rows, key=lambda row: place(row, is_ablation(row, section[0])))
-        ordered[section] = {row: rows[row] for row in order}
     return ordered
 
 
@@ -178,12 +166,12 @@ def place(row, ablation):
 
 
 def without_ablations(runs):
-    kept = {}
+    main = {}
     for section, rows in runs.items():
-        main = {row: rows[row] for row in rows if not is_ablation(row, section[0])}
-        if main:
-            kept[section] = main
-    return kept
+        for row, results in rows.items():
+            if not is_ablation(row, section[0]):
+                main.setdefault(section, {})[row] = results
+    return main
 
 
 # ---- numbers -------------------------------------------------------------------------------------
@@ -207,8 +195,8 @@ def head(name):
 def probe(modality):
     """A function like `accuracy`, of a linear classifier on a modality's frozen encoder."""
     def probes(results):
-        values = {seed: result["probes"].get(modality) for seed, result in results.items()}
-        return {seed: 100 * value for seed, value in values.items() if value is not None}
+        return {seed: 100 * result["probes"][modality] for seed, result in results.items()
+                if modality in result["probes"]}
     return probes
 
 
@@ -244,7 +232,7 @@ def compare(results, base, ours=accuracy, theirs=accuracy):
     They must share data, precision and how long the encoders are trained; all else is the method.
     Raises ValueError, which says why, where they cannot be compared.
     """
-    same = ("data", "val", "precision", "--epochs", "--batch-size", "--lr", "--lr-step")
+    same = ("data", "val", "precision", "epochs", "batch_size", "lr", "lr_step")
     for seed in results.keys() & base.keys():
         other = [key for key in differing(results[seed], base[seed]) if key in same]
         if other:
@@ -280,27 +268,24 @@ def right_alone(results, ensemble, head=None):
     """
     counts = {}
     for result in results.values():
-        there = sorted(other["seed"] for other in ensemble.values()
-                       if other["split"] == result["split"] and other["seed"] != result["seed"])
-        if not there:
+        others = {other["seed"]: other["test"] for other in ensemble.values()
+                  if other["split"] == result["split"] and other["seed"] != result["seed"]}
+        if not others:
             raise ValueError("there is no ensemble of another seed")
-        seed = min([seed for seed in there if seed > result["seed"]] or there)
-        test, = (other["test"] for other in ensemble.values()
-                 if (other["split"], other["seed"]) == (result["split"], seed))
-        labels = test["labels"]
-        if labels != result["test"]["labels"]:
+        test = others[min([seed for seed in others if seed > result["seed"]] or others)]
+        labels = np.array(test["labels"])
+        if labels.tolist() != result["test"]["labels"]:
             raise ValueError("other test items")
-        alone = {m: said["predictions"] for m, said in test["modality_heads"].items()}
+        alone = {m: said["predictions"] == labels for m, said in test["modality_heads"].items()}
+        able = sum(alone.values())          # how many encoders get an item right
+        cells = {f"only {m}": alone[m] & (able == 1) for m in alone}
         some, no = ("both", "neither") if len(alone) == 2 else ("several", "none")
-        for cell in (*(f"only {m}" for m in alone), some, no):
-            counts.setdefault(cell, [0, 0])
-        answers = result["test"]["heads"][head or result["answer"]]["predictions"]
-        for item, label in enumerate(labels):
-            right = [m for m in alone if alone[m][item] == label]
-            cell = f"only {right[0]}" if len(right) == 1 else some if right else no
-            counts[cell][0] += answers[item] == label
-            counts[cell][1] += 1
-    return {cell: tuple(count) for cell, count in counts.items()}
+        cells |= {some: able > 1, no: able == 0}
+        right = result["test"]["heads"][head or result["answer"]]["predictions"] == labels
+        for cell, items in cells.items():
+            hits, total = counts.get(cell, (0, 0))
+            counts[cell] = hits + int(right[items].sum()), total + int(items.sum())
+    return counts
 
 
 # ---- tables --------------------------------------------------------------------------------------
@@ -327,8 +312,8 @@ def points(d, plus="+"):
 
 def modalities(rows):
     """The modalities' names, in the dataset's order."""
-    results = [result for seeds in rows.values() for result in seeds.values()]
-    return list(dict.fromkeys(m for result in results for m in result["probes"]))
+    return list(dict.fromkeys(m for results in rows.values() for result in results.values()
+                              for m in result["probes"]))
 
 
 def heads(results, group="heads"):
@@ -366,35 +351,27 @@ def markdown(header, body):
 def overview(runs):
     """One table: a row a method, a column a dataset, the mean answer in each cell. Its first rows:
     the first modality of each dataset alone, the second one alone, and so on."""
-    columns, depth, main = [], 0, set()
+    columns, alone, main = [], [], set()
     for (dataset, split), rows in runs.items():
         n = Counter(map(len, rows.values())).most_common(1)[0][0]
         column = {"method": f"{dataset}, {split} (n = {n})"}
         ensemble = rows.get(ENSEMBLE, {})
         for i, m in enumerate(heads(ensemble, "modality_heads"), 1):
             column[f"modality {i} alone"] = f"{m} {mean_std(accuracy(ensemble, m), n)}"
-            depth = max(depth, i)
+        alone = max(alone, list(column)[1:], key=len)
         for label, results, name in answers(rows):
             column[label] = mean_std(accuracy(results, name), n)
-            try:
-                compare(results, ensemble or results)
-            except ValueError:
-                column[label] += " †"
         columns.append(column)
         main.update(row for row in rows if not is_ablation(row, dataset))
 
     # a row that is a main one on some of the datasets stands among the main ones
     every = {row for rows in runs.values() for row in rows}
-    order = sorted(every, key=lambda row: place(row, row not in main))
-    labels = ["method", *(f"modality {i + 1} alone" for i in range(depth))]
-    for row in order:
+    labels = ["method", *alone]
+    for row in sorted(every, key=lambda row: place(row, row not in main)):
         labels += [label for label in (f"`{row}`", f"`{row}`, {CALIBRATED}")
                    if any(label in column for column in columns)]
     header, *body = ([label, *(column.get(label, "") for column in columns)] for label in labels)
-    header[0] = "method"
-    shown = markdown(header, body)
-    why = "not compared with the ensemble: other data, other training, or no seed in common"
-    return shown + f"\n† {why}.\n" * ("†" in shown)
+    return markdown(header, body)
 
 
 def details(rows):
@@ -408,12 +385,10 @@ def details(rows):
             cells.append(mean_std(accuracy(results, name, rule), n))
         cells.append(mean_std(accuracy(results, name, measure="macro_f1"), n))
         for base in (JOINT, ENSEMBLE):
-            if base not in rows or label == f"`{base}`":
-                cells.append("" if base in rows else "not run")
-                continue
             try:
-                d = compare(results, rows[base], head(name))
-                cells.append(points(d) + ("" if d.n == n else f", n = {d.n}"))
+                d = compare(results, rows.get(base, {}), head(name))
+                few = "" if d.n == n else f", n = {d.n}"
+                cells.append(points(d) + few if label != f"`{base}`" else "")
             except ValueError as why:
                 cells.append(str(why))
         for m in modalities(rows):
@@ -431,99 +406,82 @@ def details(rows):
 def cost_of_a_run(results):
     """Minutes, seconds an epoch with its evaluation, and peak memory on a GPU: means as text."""
     seconds = [result["seconds"] for result in results.values()]
-    epochs = [len(result["epochs"]) for result in results.values()]
-    memory = [result.get("peak_memory") for result in results.values()]
-    memory = [peak for peak in memory if peak is not None]
-    return [f"{statistics.mean(seconds) / 60:.1f}",
-            f"{sum(seconds) / sum(epochs):.1f}" if all(epochs) else "",
-            f"{max(memory) / 2**30:.1f} GiB" if memory else ""]
+    epochs = sum(len(result["epochs"]) for result in results.values())
+    memory = max(result.get("peak_memory") or 0 for result in results.values())
+    return [f"{statistics.mean(seconds) / 60:.1f}", f"{sum(seconds) / epochs:.1f}",
+            f"{memory / 2**30:.1f} GiB" if memory else ""]
 
 
 # ---- words ---------------------------------------------------------------------------------------
-def cost_of_joint_training(rows, brief=False):
-    """How much less each encoder has learned jointly than alone, by its probe: sentences; `brief`:
-    those of shown differences, where there are any."""
+def joint_against_ensemble(rows, brief=False):
+    """How much less each encoder has learned jointly than alone, by its probe, and the one planned
+    comparison, a t-test at 5 % of its own: sentences. `brief`: of the encoders, those for which a
+    difference is shown, where there are any."""
     missing = " and no ".join(f"`{row}`" for row in (JOINT, ENSEMBLE) if row not in rows)
     if missing:
-        return [f"What joint training costs an encoder is not known: there is no {missing}."]
-    said = []
-    for m in modalities(rows):
-        try:
-            d = compare(rows[ENSEMBLE], rows[JOINT], probe(m), probe(m))
-        except ValueError as why:
-            said.append((0, f"What joint training costs the {m} encoder is not known: {why}."))
-            continue
-        cost = f"{points(d, '-')} points (n = {d.n})"
-        if d.n == 1:
-            said.append((0, f"One seed: {points(d, '-')} points for the {m} encoder, which shows "
-                            "nothing."))
-        elif d.p > 0.05:
-            said.append((0, f"No cost is shown for the {m} encoder: {cost}."))
-        elif d.mean > 0:
-            said.append((-d.mean, f"Joint training costs the {m} encoder {cost}."))
-        else:
-            d = compare(rows[JOINT], rows[ENSEMBLE], probe(m), probe(m))
-            said.append((d.mean, f"Joint training teaches the {m} encoder {points(d, '-')} points "
-                                 f"more (n = {d.n})."))
-    said.sort(key=lambda pair: pair[0])
-    shown = [sentence for order, sentence in said if order]
-    return shown if brief and shown else [sentence for _, sentence in said]
-
-
-def joint_against_ensemble(rows):
-    """The one planned comparison, a t-test at 5 % of its own: a list of one sentence, or none."""
-    if JOINT not in rows or ENSEMBLE not in rows:
-        return []
+        return [f"What joint training costs is not known: there is no {missing}."]
+    joint, ensemble = rows[JOINT], rows[ENSEMBLE]
     try:
-        d = compare(rows[JOINT], rows[ENSEMBLE])
+        answer, costs = compare(joint, ensemble), {}
+        for m in modalities({JOINT: joint}):
+            costs[m] = compare(ensemble, joint, probe(m), probe(m))
     except ValueError as why:
-        return [f"Joint training is not compared with the ensemble: {why}."]
-    if d.n == 1:
-        return [f"Joint training against the ensemble, one seed: {points(d)} points, which shows "
-                "nothing."]
-    verb = "beats the ensemble" if d.mean > 0 else "loses to the ensemble"
-    if d.p > 0.05:
+        return [f"What joint training costs is not known: {why}."]
+
+    def cost(d, more=""):
+        return f"{points(d, '-')} points{more} (n = {d.n})."
+
+    shown, level = [], []
+    for m, d in sorted(costs.items(), key=lambda cost: -cost[1].mean):
+        if d.p > 0.05:
+            level.append(f"No cost is shown for the {m} encoder: {cost(d)}")
+        elif d.mean > 0:
+            shown.append(f"Joint training costs the {m} encoder {cost(d)}")
+        else:
+            d = compare(joint, ensemble, probe(m), probe(m))
+            shown.append(f"Joint training teaches the {m} encoder {cost(d, ' more')}")
+    verb = "beats the ensemble" if answer.mean > 0 else "loses to the ensemble"
+    if answer.p > 0.05:
         verb = "is not shown to differ from the ensemble"
-    return [f"Joint training {verb}: {points(d)} points (n = {d.n})."]
+    verdict = f"Joint training {verb}: {points(answer)} points (n = {answer.n})."
+    return shown + ([] if brief and shown else level) + [verdict]
 
 
 def against_ensemble(rows, base=None):
     """Which of the other rows are shown to beat the ensemble of single modalities, plain or
     "calibrated", and which to lose to it: sentences, the verdict first."""
     name = f"{base} ensemble" if base else "ensemble"
-    if ENSEMBLE not in rows:
-        return [f"Whether a row beats the {name} is not known: there is no `{ENSEMBLE}`."]
     compared, apart = {}, {}
     for label, results, own in answers(rows):
         if label in (f"`{JOINT}`", f"`{ENSEMBLE}`") or own and own == base:
             continue
         try:
-            d = compare(results, rows[ENSEMBLE], head(own), head(base))
+            d = compare(results, rows.get(ENSEMBLE, {}), head(own), head(base))
             if d.n == 1:
                 raise ValueError("one seed")
             compared[label] = d
         except ValueError as why:
             apart.setdefault(str(why), []).append(label)
     shown = holm({label: d.p for label, d in compared.items()})
-    better, worse, level = [], [], []
-    for label, d in compared.items():
-        if label in shown:
-            (better if d.mean > 0 else worse).append(f"{label} {points(d)}")
-        else:
-            level.append(label)
+    better = [f"{label} {points(compared[label])}" for label in compared
+              if label in shown and compared[label].mean > 0]
+    worse = [f"{label} {points(compared[label])}" for label in compared
+             if label in shown and compared[label].mean < 0]
+    level = [label for label in compared if label not in shown]
 
-    if not compared:
-        said = [f"Whether another row beats the {name} is not known."]
+    others = f"{len(compared)} other row{'s' * (len(compared) > 1)}"
+    verdict = f"Of {others} none is shown to beat the {name}"
+    if better:
+        verdict = f"Shown to beat the {name}, of {others}: {', '.join(better)}"
+    if compared:
+        verdict += (" (smallest gain that could have been shown: "
+                    f"{smallest_gain(compared.values()):.1f} points)")
     else:
-        others = f"{len(compared)} other row{'s' * (len(compared) > 1)}"
-        verdict = f"Of {others} none is shown to beat the {name}"
-        if better:
-            verdict = f"Shown to beat the {name}, of {others}: {', '.join(better)}"
-        said = [f"{verdict} (smallest gain that could have been shown: "
-                f"{smallest_gain(compared.values()):.1f} points)."]
-    said += [f"Shown to lose to it: {', '.join(worse)}."] * bool(worse)
-    said += [f"Not shown to differ from it: {', '.join(level)}."] * bool(level)
-    return said + [f"Not compared, {why}: {', '.join(group)}." for why, group in apart.items()]
+        verdict = f"Whether another row beats the {name} is not known"
+    said = {verdict: [], "Shown to lose to it": worse, "Not shown to differ from it": level}
+    said |= {f"Not compared, {why}": labels for why, labels in apart.items()}
+    return [f"{what}{': ' * bool(labels)}{', '.join(labels)}." for what, labels in said.items()
+            if labels or what == verdict]
 
 
 def paragraph(section, rows, brief=False):
@@ -533,10 +491,10 @@ def paragraph(section, rows, brief=False):
     if section[1] == "folds":
         folds = {result["split"] for results in rows.values() for result in results.values()}
         said.append(f"A run is one seed of one fold, of {', '.join(sorted(folds))}.")
-    said += cost_of_joint_training(rows, brief) + joint_against_ensemble(rows)
-    for base in (None, CALIBRATED):
-        if base is None or base in heads(rows.get(ENSEMBLE, {})):
-            said += against_ensemble(rows, base)[:1 if brief else None]
+    said += joint_against_ensemble(rows, brief)
+    said += against_ensemble(rows)[:1 if brief else None]
+    if CALIBRATED in heads(rows.get(ENSEMBLE, {})):
+        said += against_ensemble(rows, CALIBRATED)[:1 if brief else None]
     return " ".join(said)
 
 
@@ -561,19 +519,18 @@ def picture(runs):
             ENSEMBLE: ("ensemble", "#999999"), "dimml": ("DI-MML", "#2b8cd6"),
             "udi": ("UDI", "#009e73")}
     settings = {"svg.fonttype": "path", "svg.hashsalt": "nanoMML", "font.size": 9,
-                "axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False}
-    settings |= {f"{what}.color": grey for what in ("text", "xtick", "ytick")}
-    settings |= {"axes.edgecolor": grey, "axes.labelcolor": grey}
+                "axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False,
+                "text.color": grey, "xtick.color": grey, "ytick.color": grey,
+                "axes.edgecolor": grey, "axes.labelcolor": grey}
     # the set that is real and of three modalities first
     sections = sorted(runs, key=lambda section: section[0] != "utdmhad")
     height, legend = -(-len(sections) // 3), {}
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(9, 0.3 + 2.4 * height), layout="constrained")
-        panels = figure.subplots(height, min(3, len(sections)), squeeze=False).flat
-        for ax, section in itertools.zip_longest(panels, sections):
-            if section is None:
-                ax.set_axis_off()
-                continue
+        panels = figure.subplots(height, min(3, len(sections)), squeeze=False).ravel()
+        for ax in panels[len(sections):]:
+            ax.set_axis_off()
+        for ax, section in zip(panels, sections):
             rows = runs[section]
             groups = {"answer": accuracy} | {f"{m}\nencoder": probe(m) for m in modalities(rows)}
             there = [row for row in bars if row in rows]
@@ -582,11 +539,10 @@ def picture(runs):
                 legend[name] = matplotlib.patches.Patch(color=colour)
                 for x, measure in enumerate(groups.values()):
                     values = list(measure(rows[row]).values())
-                    if values:
-                        std = statistics.stdev(values) if len(values) > 1 else None
-                        left = x + 0.8 * ((k + 0.5) / len(there) - 0.5)
-                        ax.bar(left, statistics.mean(values), 0.72 / len(there), yerr=std,
-                               color=colour, ecolor=grey, error_kw={"elinewidth": 0.8})
+                    std = statistics.stdev(values) if len(values) > 1 else None
+                    ax.bar(x + 0.8 * ((k + 0.5) / len(there) - 0.5), statistics.mean(values),
+                           0.72 / len(there), yerr=std, color=colour, ecolor=grey,
+                           error_kw={"elinewidth": 0.8})
             ax.set_xticks(range(len(groups)), groups)
             ax.tick_params(axis="x", length=0)
             ax.set(title=", ".join(section), ylim=(0, 100))
@@ -598,32 +554,26 @@ def picture(runs):
         return file.getvalue()
 
 
-def put_between(begin, end, text, page):
-    """Puts a text between two lines of a page, written whole. Raises DataError if the lines
-    do not stand there once each."""
-    old = page.read_text(encoding="utf-8")
-    if not (old.count(begin) == old.count(end) == 1 and old.index(begin) < old.index(end)):
-        raise DataError(f"{page}: it has not the two lines {begin} and {end} once each")
-    with whole_file(page) as file:
-        file.write(f"{old.split(begin)[0]}{begin}\n{text}{end}{old.split(end)[1]}".encode())
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser("python -m results.table", description="Tables of results.")
     parser.add_argument("folders", nargs="*", metavar="DIR", help="(default: results/runs)")
     parser.add_argument("--ablations", action="store_true", help="show the published ones too")
     parser.add_argument("--readme", action="store_true", help="write README's table and picture")
     args = parser.parse_args(argv)
-    if args.readme and args.folders:
-        raise DataError("--readme shows the published runs: give no DIR with it")
+    check(not (args.readme and args.folders),
+          "--readme shows the published runs: give no DIR with it")
     runs = load(*args.folders)
     if not args.ablations and not args.folders:
         runs = without_ablations(runs)
-    if not runs:
-        raise DataError(f"no runs to show in {', '.join(args.folders) or RUNS}")
+    check(runs, f"no runs to show in {', '.join(args.folders) or RUNS}")
     if args.readme:
-        drawn = picture(runs)
-        put_between(BEGIN, END, readme(runs), ROOT / "README.md")
+        page = (ROOT / "README.md").read_text(encoding="utf-8")
+        before, _, rest = page.partition(BEGIN)
+        _, _, after = rest.partition(END)
+        check(after, f"{ROOT / 'README.md'}: it has not the two lines {BEGIN} and {END}")
+        drawn, page = picture(runs), f"{before}{BEGIN}\n{readme(runs)}{END}{after}"
+        with whole_file(ROOT / "README.md") as file:
+            file.write(page.encode())
         with whole_file(ROOT / "docs/results.svg") as file:
             file.write(drawn)
         return
