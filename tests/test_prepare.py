@@ -143,6 +143,19 @@ def test_modelnet40_and_a_trial(tmp_path, expect):
     assert set(ds.labels[ds.indices("train")]) == {0, 1}
 
 
+@pytest.mark.parametrize("module,make", [(cremad, raw.cremad), (ave, raw.ave),
+                                         (modelnet40, raw.modelnet), (ucf101, raw.ucf_pictures)])
+def test_what_macos_leaves_does_not_matter(module, make, tmp_path):
+    make(tmp_path, **{"empty": True} if make in (raw.ave, raw.cremad) else {})
+    before = module.index(tmp_path)
+    for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
+        path.with_name(f"._{path.name}").write_bytes(b"AppleDouble")
+        raw.touch(tmp_path / "__MACOSX" / path.relative_to(tmp_path))
+    assert module.index(tmp_path) == before
+    if module is ucf101:
+        ucf101.from_pictures(*before.items[0].files)
+
+
 @real
 def test_the_real_lists_have_the_counts_and_actors_that_are_asserted(monkeypatch):
     monkeypatch.setattr(ucf101, "check_opencv", lambda: None)
