@@ -78,11 +78,6 @@ def without_packets(path, start, stop, jitter=0.0, kind="audio"):
     return muxed(path, "thin", change)
 
 
-def faststart(path):
-    """The same MP4 with its index in front of the pictures, as it comes from the web."""
-    return muxed(path, "fast", movflags="faststart")
-
-
 def wav(path, samples, rate, codec="pcm_s16le"):
     """(channels, L) float32 as WAV; codec pcm_s16le, pcm_s24le, pcm_f32le."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -182,10 +177,10 @@ WEDGE = CUBE * [1, 1, 1 / 3]
 WEDGE[CUBE[:, 1] == 0, 2] *= 3         # tall in front, low behind: its two sides tell them apart
 
 
-def off(path, vertices=CUBE, faces=CUBE_FACES, header="OFF\n{} {} 0\n"):
+def off(path, vertices=CUBE, faces=CUBE_FACES):
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [*vertices, *([len(face), *face] for face in faces)]
-    path.write_text(header.format(len(vertices), len(faces))
+    path.write_text(f"OFF\n{len(vertices)} {len(faces)} 0\n"
                     + "".join(" ".join(map(str, row)) + "\n" for row in rows))
     return path
 
