@@ -26,7 +26,6 @@ from data import store  # noqa: E402
 
 REAL = ROOT.parent / "shared/real"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="the real samples are not here")
-TRIALS = int(os.environ.get("NANOMML_TRIALS", 1))       # so many times the random cases, and others
 PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}      # an ASCII locale
 
 

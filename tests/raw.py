@@ -1,6 +1,5 @@
 """Small raw files in the formats that the downloads have, made with the real codecs."""
 
-import wave
 from fractions import Fraction
 
 import av
@@ -10,8 +9,8 @@ from PIL import Image
 
 def tone(seconds, rate, hertz=440.0, channels=1):
     """(channels, L) float32 sine."""
-    wave = 0.3 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)
-    return np.tile(wave, (channels, 1)).astype(np.float32)
+    sine = 0.3 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)
+    return np.tile(sine, (channels, 1)).astype(np.float32)
 
 
 def encode(out, stream, samples, rate, **options):
@@ -79,18 +78,9 @@ def without_packets(path, start, stop, jitter=0.0, kind="audio"):
     return muxed(path, "thin", change)
 
 
-def faststart(path):
-    """The same MP4 with its index in front of the pictures, as it comes from the web."""
-    return muxed(path, "fast", movflags="faststart")
-
-
 def wav(path, samples, rate, codec="pcm_s16le"):
     """(channels, L) float32 as WAV; codec pcm_s16le, pcm_s24le, pcm_f32le."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if samples.shape[1] == 0:
-        with wave.open(str(path), "wb") as out:
-            out.setparams((1, 2, rate, 0, "NONE", ""))
-        return path
     layout = "stereo" if len(samples) == 2 else "mono"
     with av.open(str(path), "w", format="wav") as out:
         stream = out.add_stream(codec, rate=rate, layout=layout)
@@ -120,14 +110,16 @@ def cremad(root, actors=range(1001, 1006), empty=False):
 
 
 def ave(root, n=8, empty=False):
-    """n videos of ten seconds with one event each; the first also in test, as another category."""
+    """n videos of ten seconds with one event each; the first also in test, that of val also in
+    train, as another category."""
     for i in range(n):
         path = root / f"AVE/video_{i}.mp4"
         touch(path) if empty else media(path, 10, fps=5, audio="aac")
     rows = [f"{('Church bell', 'Bark')[i % 2]}&video_{i}&good&{i % 3}&{10 - i % 4}"
             for i in range(n)]
     header = "Category&VideoID&Quality&StartTime&EndTime"
-    (root / "trainSet.txt").write_text("\n".join([header, *rows[:-2], "Bark&video_1&good&0&0"]))
+    (root / "trainSet.txt").write_text("\n".join(
+        [header, *rows[:-2], "Bark&video_1&good&0&0", f"Bark&video_{n - 2}&good&0&10"]))
     (root / "valSet.txt").write_text(rows[-2] + "\n")
     (root / "testSet.txt").write_text(rows[-1] + "\nBark&video_0&good&0&10\n")
 
@@ -185,10 +177,10 @@ WEDGE = CUBE * [1, 1, 1 / 3]
 WEDGE[CUBE[:, 1] == 0, 2] *= 3         # tall in front, low behind: its two sides tell them apart
 
 
-def off(path, vertices=CUBE, faces=CUBE_FACES, header="OFF\n{} {} 0\n"):
+def off(path, vertices=CUBE, faces=CUBE_FACES):
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [*vertices, *([len(face), *face] for face in faces)]
-    path.write_text(header.format(len(vertices), len(faces))
+    path.write_text(f"OFF\n{len(vertices)} {len(faces)} 0\n"
                     + "".join(" ".join(map(str, row)) + "\n" for row in rows))
     return path
 

@@ -1,14 +1,12 @@
 """The prepared folder: what `store.write` refuses, what comes back, damage in one line."""
 
 import json
-import os
 import pickle
 import shutil
 import subprocess
 
 import numpy as np
 import pytest
-import torch
 from conftest import arrays
 
 from data import DataError, open_dataset, store
@@ -21,7 +19,7 @@ def write(folder):
     return store.write(folder, **spec, groups=np.arange(8) // 2)
 
 
-def test_write_and_open_again(tmp_path, monkeypatch):
+def test_write_and_open_again(tmp_path):
     spec = arrays()
     spec["modalities"]["image"].update(size=(np.int64(6), 4), scale=np.array([0.5, 1]), flip=False)
     spec["modalities"]["audio"].update(mean=np.float32(0.5))
@@ -40,32 +38,24 @@ def test_write_and_open_again(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     with pytest.raises(DataError, match="exists already"):
         store.write(folder, **spec)
-    monkeypatch.setenv("HOME", str(tmp_path))           # a path may begin there
-    assert len(open_dataset("~/mine").ids) == 48
 
 
 @pytest.mark.parametrize("change,message", [
     (lambda a: a["labels"].__setitem__(0, 9), "labels must be whole numbers 0 .. 2"),
     (lambda a: a["ids"].__setitem__(0, "item 1"), "ids: 'item 1' comes more than once"),
-    (lambda a: a["ids"].__setitem__(0, "two\nlines"), "must be one line of text"),
     (lambda a: a["splits"].update(odd=np.full(48, 7)), "split 'odd' must hold"),
     (lambda a: a["splits"].update(odd=np.zeros(48, int)), "split 'odd' has no test items"),
-    # the order of a set is chance, that of a dict need not be that of its numbers
+    # the order of a set is chance
     (lambda a: a.update(classes=set(a["classes"])), "classes: a list is needed"),
-    (lambda a: a.update(classes={"c": 2, "b": 1, "a": 0}), "classes: a list is needed"),
-    (lambda a: a.update(ids=set(a["ids"])), "ids: a list is needed"),
-    (lambda a: a.update(classes=["a", "a", "b"]), "classes: 'a' comes more than once"),
-    *((lambda a, name=name: a["modalities"].update({name: a["modalities"]["audio"]}), message)
-      for names, message in (
-          (("../x", "Audio", "2d", 7, "x.y", ""), "use a to z, 0 to 9 and _, a letter first"),
-          (("label", "group", "fused", "fusion", "own", "unweighted", "calibrated", "joint",
-            "shared", "duc", "consistency", "complement", "forward", "type", "train", "training"),
-           "means something else in the scripts: choose another")) for name in names),
+    (lambda a: a["modalities"].update({"../x": a["modalities"]["audio"]}), "use a to z, 0 to 9"),
+    *((lambda a, name=name: a["modalities"].update({name: a["modalities"]["audio"]}),
+       "means something else in the scripts: choose another")
+      for name in ("label", "group", "fused", "fusion", "own", "unweighted", "calibrated", "joint",
+                   "shared", "duc", "consistency", "complement", "forward", "train")),
     *((lambda a, m=m, changed=changed: a["modalities"][m].update(changed), message)
       for m, changed, message in (
           ("image", {"size": 8}, "modality 'image': size is 8, not a height and a width"),
           ("audio", {"kind": "rgb"}, "modality 'audio': kind 'rgb' is stored as uint8"),
-          ("image", {"flips": True}, "modality 'image': kind 'rgb' has no option flips"),
           ("image", {"scale": (0, 1)}, "not 0 < smallest <= largest <= 1"),
           ("image", {"array": np.full((48, 1, 2, 8, 8), 9, np.uint8)}, "cannot have 2 channels"),
           ("image", {"array": np.ones((48, 1, 3, 8, 8), np.uint8)}, "has no value beyond 1"),
@@ -74,9 +64,7 @@ def test_write_and_open_again(tmp_path, monkeypatch):
           ("audio", {"array": np.full((48, 1, 8, 8), np.nan, np.float16)}, "not finite"),
           ("audio", {"std": 0}, "std above 0"),
           ("audio", {"kind": "audio", "array": np.zeros((48, 511), np.int16)},
-           "511 samples is shorter than a window of 512"),
-          ("audio", {"kind": "audio", "array": np.ones((48, 600), np.int16)},      # of -1 .. 1
-           "has no value beyond 1: it was cast to int16 before it was multiplied by 32767"))),
+           "511 samples is shorter than a window of 512"))),
 ])
 def test_write_refuses_what_training_cannot_take(tmp_path, change, message):
     spec = arrays()
@@ -85,13 +73,6 @@ def test_write_refuses_what_training_cannot_take(tmp_path, change, message):
         store.write(tmp_path / "bad", **spec)
     assert message in str(error.value) and "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_any_other_name_can_stand_in_a_module_dict(tmp_path):
-    names = ("labels", "split", "ids", "meta", "state", "frame", "front", "depth", "x_1")
-    ds = open_dataset(store.write(tmp_path / "mine", **arrays(modalities=names)))
-    assert tuple(ds.modalities) == names
-    torch.nn.ModuleDict({name: torch.nn.Identity() for name in ds.modalities})
 
 
 def edited(change):
@@ -103,63 +84,41 @@ def edited(change):
     return bytes_of
 
 
-class Harm:
-    def __reduce__(self):
-        return os.mkdir, (os.environ["HARM"],)
-
-
 @pytest.mark.parametrize("name,change,message", [
     ("meta.json", None, "it has no meta.json"), ("meta.json", lambda b: b[:20], "JSONDecodeError"),
-    ("meta.json", lambda b: b"[1]", "TypeError"), ("ids.txt", lambda b: b[:9], "there are 2 ids"),
-    ("meta.json", edited(lambda m: m.update(schema=2)), "is not of schema 1"),
     ("meta.json", edited(lambda m: m.pop("sha256")), "KeyError: 'sha256'"),
     ("meta.json", edited(lambda m: m["classes"].pop()), "labels must be whole numbers 0 .. 0"),
-    ("meta.json", edited(lambda m: m["modalities"].update(own=m["modalities"].pop("audio"))),
-     "own.npy"),
-    ("audio.npy", None, "audio.npy"), ("audio.npy", lambda b: b[:-8], "audio.npy cannot be read"),
-    ("audio.npy", lambda b: b"", "audio.npy cannot be read"),
-    ("label.npy", lambda _: pickle.dumps(Harm()), "label.npy cannot be read"),
-    ("split.official.npy", lambda b: b[:-1] + b"\x07", "must hold 0"),
-    ("image.npy", lambda b: b[:-1] + b"\x07", None)])
-def test_damage_is_one_clear_line(name, change, message, tmp_path, monkeypatch):
-    monkeypatch.setenv("HARM", str(tmp_path / "harm"))
+    ("ids.txt", lambda b: b[:9], "there are 2 ids"), ("audio.npy", None, "audio.npy"),
+    ("audio.npy", lambda b: b[:-8], "audio.npy cannot be read"),
+    ("label.npy", lambda _: pickle.dumps(["never read"]), "label.npy cannot be read"),
+    ("split.official.npy", lambda b: b[:-1] + b"\x07", "must hold 0")])
+def test_damage_is_one_clear_line(name, change, message, tmp_path):
     folder = write(tmp_path / "mine")
     path = folder / name
     path.write_bytes(change(path.read_bytes())) if change else path.unlink()
-    if message:
-        with pytest.raises(DataError) as error:
-            open_dataset(folder, val=0)
-        assert message in str(error.value) and "\n" not in str(error.value)
-        assert str(folder) in str(error.value)
-    else:
+    with pytest.raises(DataError) as error:
         open_dataset(folder, val=0)
-    assert not (tmp_path / "harm").exists()
-    if shutil.which("sha256sum"):
-        sums = subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=folder,
-                              capture_output=True, text=True)
-        assert sums.returncode == 1 and sums.stdout.startswith(f"{name}: FAILED")
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert str(folder) in str(error.value)
 
 
-def test_reading_refuses_the_names_that_writing_refuses(tmp_path):
-    folder = write(tmp_path / "mine")
-    (folder / "audio.npy").rename(folder / "own.npy")
-    path = folder / "meta.json"
-    path.write_bytes(edited(lambda m: m["modalities"].update(own=m["modalities"].pop("audio")))(
-        path.read_bytes()))
-    with pytest.raises(DataError, match="'own' means something else in the scripts"):
-        open_dataset(folder)
+def test_the_sums_say_which_file_is_damaged(tmp_path):
+    folder, sums = write(tmp_path / "mine"), ["sha256sum", "-c", "--quiet", "SHA256SUMS"]
+    if not shutil.which("sha256sum"):
+        pytest.skip("no sha256sum here")
+    assert subprocess.run(sums, cwd=folder).returncode == 0
+    image = folder / "image.npy"
+    image.write_bytes(image.read_bytes()[:-1] + b"\x07")
+    done = subprocess.run(sums, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout.startswith("image.npy: FAILED")
 
 
-def test_an_older_folder_of_views_behind_links_is_read_as_rgb(tmp_path):
-    """Links: scratch disks, git-annex, DVC."""
-    kept, folder = write(tmp_path / "kept"), tmp_path / "mine"
-    folder.mkdir()
-    for path in kept.iterdir():
-        (folder / path.name).symlink_to(path)
-    (folder / "meta.json").unlink()
+def test_an_older_folder_of_views_behind_a_link_is_read_as_rgb(tmp_path):
+    folder, link = write(tmp_path / "mine"), tmp_path / "link"
+    meta = folder / "meta.json"
     older = edited(lambda m: m["modalities"]["image"].update(kind="view"))
-    (folder / "meta.json").write_bytes(older((kept / "meta.json").read_bytes()))
-    (tmp_path / "link").symlink_to(folder)
-    ds = open_dataset(tmp_path / "link")
+    meta.write_bytes(older(meta.read_bytes()))
+    link.symlink_to(folder)
+    ds = open_dataset(link)
     assert ds.name == "link" and ds.modalities["image"].kind == "rgb"
-    assert ds.fingerprint == open_dataset(kept).fingerprint
+    assert ds.fingerprint == open_dataset(folder).fingerprint
