@@ -113,13 +113,13 @@ def noise(std, channels=1):
 
 
 @pytest.mark.parametrize("sound,reason", [
-    (0.2 + noise(1 / 32768), "is silent throughout"),
-    (noise(0.1) * np.float32([[1], [-1]]), "is silent throughout, its channels averaged"),
-    (np.concatenate([noise(0.1), noise(0)], 1), "is silent from 1 to 2 s")])
+    (0.2 + noise(1 / 32768), "is silent from 0 s on"),
+    (noise(0.1) * np.float32([[1], [-1]]), "is silent from 0 s on, its channels averaged"),
+    (np.concatenate([noise(0.1), noise(0)], 1), "is silent from 1 s on")])
 def test_a_sound_without_sound_is_named(sound, reason, tmp_path):
     path = raw.wav(tmp_path / "a.wav", sound, 16_000, "pcm_f32le")
     with pytest.raises(BadFile, match=reason):
-        media.read_audio(path, *((1, 2) if "from" in reason else ()))
+        media.read_audio(path, *((1, 2) if "from 1" in reason else ()))
 
 
 def test_a_video_of_variable_rate_is_read_by_its_clock(tmp_path):
@@ -134,15 +134,6 @@ def test_a_video_of_variable_rate_is_read_by_its_clock(tmp_path):
         out.mux(stream.encode(None))
     frames, _ = media.read_frames(tmp_path / "a.mp4", lambda *_: media.middles(0, 4, 4), 32)
     assert np.abs(frames.mean((1, 2, 3)) - 25 * np.array([5, 6, 6, 8])).max() < 6   # 0.5, 1.5, ...
-
-
-def test_a_video_too_large_to_be_held_gives_the_same_frames(tmp_path, monkeypatch):
-    path = raw.media(tmp_path / "a.mp4", 1)
-    held, size = media.read_frames(path, parts(4), 32)
-    monkeypatch.setattr(media, "HELD", 5 * 48 * 64)         # squashed from the fourth on or so
-    frames, again = media.read_frames(path, parts(4), 32)
-    np.testing.assert_array_equal(frames, held)
-    assert again == size
 
 
 def test_a_picture_with_a_hole_is_named(tmp_path):
@@ -254,13 +245,13 @@ def test_off_with_polygons_colours_and_degenerate_faces(header, tmp_path):
 
 
 @pytest.mark.parametrize("text,reason", [
-    ("ply\n", "does not begin with OFF"), ("OFF\n3 1 0\n0 0 0\n1 0 0\n", "is cut off"),
+    ("ply\n", "no OFF mesh"), ("OFF\n3 1 0\n0 0 0\n1 0 0\n", "is cut off"),
     ("OFF\n3 1 0\n0 0 0\n1 x 0\n0 1 0\n3 0 1 2\n", "a coordinate"),
     ("OFF\n3 1 0\n0 0 nan\n1 0 0\n0 1 0\n3 0 1 2\n", "that is not x y z"),
     (f"OFF\n3 1 0\n{XYZ}3 0 1 -1\n", "corner beyond its 3 vertices"),
     # counts that are not those of the lines: a vertex among the faces, more lines
     (f"OFF\n3 2 0\n{XYZ}0 0 1\n3 0 1 2\n", "that is not a face"),
-    (f"OFF\n3 1 0\n{XYZ}3 0 1 2\n3 0 2 1\n", "5 lines for 3 vertices and 1")])
+    (f"OFF\n3 1 0\n{XYZ}3 0 1 2\n3 0 2 1\n", "does not count its lines")])
 def test_bad_meshes_are_named_with_a_reason(text, reason, tmp_path):
     (tmp_path / "a.off").write_text(text)
     with pytest.raises(BadFile, match=reason):
