@@ -504,6 +504,8 @@ def readme(runs):
     text = f"{overview(runs)}\nThe intervals hold for these test items.\n\n"
     for section, rows in runs.items():
         said = f"- {paragraph(section, rows, brief=True)}"
+        if max(map(len, rows.values())) == 1:
+            said = f"- **{', '.join(section)}.** One seed of each row, which shows nothing."
         text += textwrap.fill(said, 100, subsequent_indent="  ", break_long_words=False) + "\n"
     return text
 
