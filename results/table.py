@@ -461,13 +461,14 @@ def against_ensemble(rows, base=None):
                 raise ValueError("one seed")
             compared[label] = d
         except ValueError as why:
-            apart.setdefault(str(why), []).append(label)
+            apart.setdefault(f"Not compared, {why}", []).append(label)
     shown = holm({label: d.p for label, d in compared.items()})
-    better = [f"{label} {points(compared[label])}" for label in compared
-              if label in shown and compared[label].mean > 0]
-    worse = [f"{label} {points(compared[label])}" for label in compared
-             if label in shown and compared[label].mean < 0]
-    level = [label for label in compared if label not in shown]
+    better, worse, level = [], [], []
+    for label, d in compared.items():
+        if label not in shown:
+            level.append(label)
+        else:
+            (better if d.mean > 0 else worse).append(f"{label} {points(d)}")
 
     others = f"{len(compared)} other row{'s' * (len(compared) > 1)}"
     verdict = f"Of {others} none is shown to beat the {name}"
@@ -478,10 +479,12 @@ def against_ensemble(rows, base=None):
                     f"{smallest_gain(compared.values()):.1f} points)")
     else:
         verdict = f"Whether another row beats the {name} is not known"
-    said = {verdict: [], "Shown to lose to it": worse, "Not shown to differ from it": level}
-    said |= {f"Not compared, {why}": labels for why, labels in apart.items()}
-    return [f"{what}{': ' * bool(labels)}{', '.join(labels)}." for what, labels in said.items()
-            if labels or what == verdict]
+    said = [f"{verdict}."]
+    groups = {"Shown to lose to it": worse, "Not shown to differ from it": level, **apart}
+    for what, labels in groups.items():
+        if labels:
+            said.append(f"{what}: {', '.join(labels)}.")
+    return said
 
 
 def paragraph(section, rows, brief=False):

@@ -55,8 +55,7 @@ def cells(markdown, label):
 
 # ---- numbers -------------------------------------------------------------------------------------
 def test_paired_is_scipys_test_and_seeds_that_all_differ_by_the_same_show_nothing():
-    ours, theirs = {0: 91.0, 1: 94.5, 2: 93.0, 7: 12.0}, {0: 90.0, 1: 92.0, 2: 93.5, 8: 99.0}
-    d = table.paired(ours, theirs)
+    d = table.paired({0: 91.0, 1: 94.5, 2: 93.0, 7: 12.0}, {0: 90.0, 1: 92.0, 2: 93.5, 8: 99.0})
     test = scipy.stats.ttest_rel([91, 94.5, 93], [90, 92, 93.5])
     interval = test.confidence_interval(0.95)
     assert d.n == 3 and (d.low, d.high, d.p) == pytest.approx((*interval, test.pvalue))

