@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+# a shell that starts pytest in the background makes it, and what it starts, deaf to Ctrl-C
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["OMP_NUM_THREADS"] = "1"     # two tests at a time are faster so; child processes too
 # everything runs on the CPU, child processes too; NANOMML_GPU=1 asks for tests/test_gpu.py as well
 if not os.environ.get("NANOMML_GPU"):
