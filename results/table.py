@@ -61,7 +61,8 @@ def read(path):
     result = json.loads(path.read_text(encoding="utf-8"))
     if result["schema"] not in (2, 3):
         raise ValueError(f"its schema is {result['schema']}, not 2 or 3")
-    setting(result)
+    if missing := {"recipe", "probes", "modality_heads", "epochs", "seconds"} - result.keys():
+        raise ValueError(f"it has no {', '.join(missing)}")
     answer = result["answer"]
     predictions = result["test"]["heads"][answer]["predictions"]
     pairs = zip(predictions, result["test"]["labels"], strict=True)

@@ -180,7 +180,7 @@ def test_words_where_joint_training_helps_and_of_one_seed_which_shows_nothing(wr
 
 # ---- which runs are averaged ---------------------------------------------------------------------
 @pytest.mark.parametrize("damage,message", [
-    (lambda r: r.update(schema=1), "its schema is 1"), (lambda r: r.pop("heads"), "heads"),
+    (lambda r: r.update(schema=1), "its schema is 1"), (lambda r: r.pop("probes"), "probes"),
     (lambda r: r["heads"]["fused"]["last"].update(accuracy=math.nan), "not that of its"),
     (lambda r: r["test"]["heads"]["fused"]["predictions"].__setitem__(0, 0), "not that of its")])
 def test_what_is_no_result_is_named_and_left_out(damage, message, write, tmp_path, capsys):
