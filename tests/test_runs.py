@@ -139,7 +139,7 @@ def check_result(name, result):
         assert result["temperatures"] == result["epochs"][-1]["temperatures"]
 
 
-def test_the_same_bits_again_in_bfloat16_with_two_threads(quick, tmp_path):
+def test_the_same_bits_again_in_bfloat16_with_two_threads(quick, tmp_path, small):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     for folder in "ab":
@@ -151,7 +151,7 @@ def test_the_same_bits_again_in_bfloat16_with_two_threads(quick, tmp_path):
 
 def test_a_run_killed_at_a_random_moment_ends_with_the_same_bits(quick, tmp_path):
     """With the real encoder, so that much of the time goes to checkpoints of 90 MB."""
-    argv, begun = [*quick, "--epochs", "5", "--resume", "--out"], time.time()
+    argv, begun = [*quick, "--epochs", "3", "--resume", "--out"], time.time()
     joint_baseline.main([*argv, str(tmp_path / "whole")])
     seconds = time.time() - begun
     run = typed("joint_baseline", [*argv, str(tmp_path / "killed")], subprocess.Popen)
