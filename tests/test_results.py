@@ -73,7 +73,8 @@ def test_a_row_by_hand(write, tmp_path):
     # std sqrt(270 / 3) = 9.49; differences 1 2 3: mean 2, std 1, half an interval
     # t(0.975, 2) / sqrt(3) = 4.3027 / 1.732 = 2.484; 90 s in 20 epochs
     assert cells(details, "`dimml`") == ["4", *["85.0 ± 9.5"] * 4, "+2.0 [−0.5, +4.5], n = 3",
-                                         "no seed has both values", "85.0 ± 9.5", "1.5", "4.5", "3.0 GiB"]
+                                         "no seed has both values", "85.0 ± 9.5",
+                                         "1.5", "4.5", "3.0 GiB"]
     assert cells(details, "`dimml`, own")[:2] == ["4", "61.5 ± 1.3"]
     assert cells(details, "`udi`")[1:6] == ["50.0"] * 4 + ["−40.0"]     # one run: no interval
 

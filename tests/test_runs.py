@@ -369,7 +369,8 @@ def test_the_lock_of_a_run(quick, tmp_path, small):
 def test_a_cut_or_flipped_checkpoint_is_never_taken_for_a_good_one(tmp_path):
     draw, file, weights = np.random.default_rng(0), tmp_path / "run.pt", torch.arange(9000)
     with whole_file(file) as out:
-        torch.save(dict(config={}, log=[1], provenance=dict(precision="float32"), weights=weights), out)
+        made = dict(precision="float32")
+        torch.save(dict(config={}, log=[1], provenance=made, weights=weights), out)
     whole, refused = file.read_bytes(), []
     for trial in range(60):
         at, bit = int(draw.integers(len(whole))), 1 << int(draw.integers(8))
@@ -421,8 +422,8 @@ def test_a_full_disk_leaves_nothing_half_written(quick, tmp_path, small, capsys,
     (FloatingPointError("loss"), 1, "error: loss"),
     (KeyboardInterrupt(), 130, "interrupted; what was finished is kept"),
     (torch.OutOfMemoryError("CUDA out of memory.\nmore"), 2,
-     "error: out of memory (CUDA out of memory.): a smaller --batch-size needs less; --resume goes "
-     "on after the last whole epoch"),
+     "error: out of memory (CUDA out of memory.): free some of it and go on with --resume, or "
+     "start with a smaller --batch-size and another --out"),
     (MemoryError(), 2, "error: out of memory"),
     (ValueError("a bug"), None, "")])
 def test_exit_codes(error, code, line, capsys, sigterm):
@@ -509,7 +510,8 @@ PARTS, LABELS = arrays()["splits"]["official"], arrays()["labels"]         # 0 t
      {"splits": {"official": np.where((LABELS > 0) & (PARTS == 0), 255, PARTS)}}),
     ("--batch-size 1000 is larger than the 30 train items", dimml, ["--batch-size", "1000"], {}),
     ("--batch-size must be at least 2", dimml, ["--batch-size", "1"], {}),
-    ("would leave a class with nothing to train on", udi, [], {"groups": PARTS // 2}),      # all of train is one
+    # all of train is one group
+    ("would leave a class with nothing to train on", udi, [], {"groups": PARTS // 2}),
     ("has one modality, DI-MML needs two", dimml, [], arrays(modalities=["image"])),
     ("has one modality, UDI needs two", udi, [], arrays(modalities=["image"])),
     ("has one modality, nothing to balance", balance, [], arrays(modalities=["image"])),
