@@ -112,9 +112,9 @@ def test_who_was_right_alone_takes_its_cells_from_the_ensemble_of_the_next_seed(
             "labels": [1] * 4, "heads": {"fused": {"predictions": answer}},
             "modality_heads": alone}}
     ensemble = {seed: result(seed, [1] * 4, audio, image) for seed, audio, image in (
-        (0, [1, 1, 1, 1], [1, 1, 1, 1]), (1, [1, 1, 0, 0], [1, 0, 1, 0]),
-        (5, [1, 0, 0, 0], [0, 0, 0, 0]))}
-    ours = {0: result(0, [1, 0, 1, 0]), 5: result(5, [0, 0, 0, 1])}     # cells of seeds 1 and 0
+        (0, [1, 1, 1, 1], [1, 1, 1, 1]), (1, [1, 0, 0, 0], [0, 0, 0, 0]),
+        (5, [1, 1, 0, 0], [1, 0, 1, 0]))}
+    ours = {1: result(1, [1, 0, 1, 0]), 5: result(5, [0, 0, 0, 1])}     # cells of seeds 5 and 0
     assert table.right_alone(ours, ensemble) == {
         "only audio": (0, 1), "only image": (1, 1), "both": (2, 5), "neither": (0, 1)}
     with pytest.raises(ValueError, match="no ensemble of another seed"):
