@@ -217,7 +217,7 @@ def paired(ours, theirs):
     common."""
     differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
     if not differences:
-        raise ValueError("no seed has both values")
+        raise ValueError("no seed in common")
     n, mean = len(differences), statistics.mean(differences)
     std = statistics.stdev(differences) if n > 1 else 0.0
     if std < 1e-9:

@@ -73,8 +73,8 @@ def test_a_row_by_hand(write, tmp_path):
     # std sqrt(270 / 3) = 9.49; differences 1 2 3: mean 2, std 1, half an interval
     # t(0.975, 2) / sqrt(3) = 4.3027 / 1.732 = 2.484; 90 s in 20 epochs
     assert cells(details, "`dimml`") == ["4", *["85.0 ± 9.5"] * 4, "+2.0 [−0.5, +4.5], n = 3",
-                                         "no seed has both values", "85.0 ± 9.5",
-                                         "1.5", "4.5", "3.0 GiB"]
+                                         "no seed in common", "85.0 ± 9.5", "1.5", "4.5",
+                                         "3.0 GiB"]
     assert cells(details, "`dimml`, own")[:2] == ["4", "61.5 ± 1.3"]
     assert cells(details, "`udi`")[1:6] == ["50.0"] * 4 + ["−40.0"]     # one run: no interval
 
@@ -113,13 +113,13 @@ def test_who_was_right_alone_takes_its_cells_from_the_ensemble_of_the_next_seed(
             "labels": [1] * 4, "heads": {"fused": {"predictions": answer}},
             "modality_heads": alone}}
     ensemble = {seed: result(seed, [1] * 4, audio, image) for seed, audio, image in (
-        (0, [1, 1, 1, 1], [1, 1, 1, 1]), (1, [1, 1, 0, 0], [1, 0, 1, 0]),
-        (5, [1, 0, 0, 0], [0, 0, 0, 0]))}
-    ours = {0: result(0, [1, 0, 1, 0]), 5: result(5, [0, 0, 0, 1])}     # cells of seeds 1 and 0
+        (0, [1, 1, 1, 1], [1, 1, 1, 1]), (1, [1, 0, 0, 0], [0, 0, 0, 0]),
+        (5, [1, 1, 0, 0], [1, 0, 1, 0]))}
+    ours = {1: result(1, [1, 0, 1, 0]), 5: result(5, [0, 0, 0, 1])}     # cells of seeds 5 and 0
     assert table.right_alone(ours, ensemble) == {
         "only audio": (0, 1), "only image": (1, 1), "both": (2, 5), "neither": (0, 1)}
     with pytest.raises(ValueError, match="no ensemble of another seed"):
-        table.right_alone(ours, {0: ensemble[0]})
+        table.right_alone(ours, {1: ensemble[1]})
 
 
 # ---- words ---------------------------------------------------------------------------------------
