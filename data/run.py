@@ -161,7 +161,8 @@ def run_once(script, train, args, ds, r, path, config):
         result = finished(path, config, args.amp)
         if result is None:
             result = train(args, ds, r, path, config)
-        say_if_code_changed(path, result.get("code"), script)
+        else:
+            say_if_code_changed(path, result.get("code"), current_code(script))
         print_table(result)
         print(f"result: {path}.json")
     return result
@@ -278,9 +279,9 @@ def current_code(script):
     return dict(commit=commit or None, sha256=digest.hexdigest())
 
 
-def say_if_code_changed(path, code, script):
+def say_if_code_changed(path, code, now):
     """A line if the code is not that of the last stretch that trained a run."""
-    then, now = code[-1] if code else {}, current_code(script)
+    then = code[-1] if code else {}
     if then.get("sha256") != now["sha256"]:
         print(f"note: the script or the package data has changed since {path.name} was trained "
               f"(commit {then.get('commit')}, now {now['commit']})", file=sys.stderr)
@@ -294,7 +295,7 @@ def provenance(script, path, model, device, dtype, checkpoint=None):
     if checkpoint:
         before, done = checkpoint["provenance"]["code"], len(checkpoint["log"])
         peak = checkpoint["provenance"]["peak_memory"]
-        say_if_code_changed(path, before, script)
+        say_if_code_changed(path, before, now)
     name = f"{platform.machine()} CPU"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
