@@ -46,8 +46,11 @@ def parser(doc, recipe, choices={}):
     add("--out", default="runs", help="folder of checkpoint and result")
     add("--resume", action="store_true", help="go on after the last whole epoch")
     for entry, value in recipe.items():
-        add(flag(entry), type=type(value), choices=choices.get(entry),
-            help=f"(default: {value}, or what the recipe says for the dataset)")
+        said = f"(default: {value}, or what the recipe says for the dataset)"
+        if isinstance(value, bool):             # --entry and --no-entry
+            add(flag(entry), action=argparse.BooleanOptionalAction, help=said)
+        else:
+            add(flag(entry), type=type(value), choices=choices.get(entry), help=said)
     return flags
 
 
@@ -82,7 +85,7 @@ def parse(script, argv, args, recipe, changes, small, scaled=("lr_step",), may_b
     r = {**default, **typed}
     for entry, value in r.items():
         zero = value == 0 and entry in may_be_0
-        check(isinstance(value, str) or zero or 0 < value < math.inf,
+        check(isinstance(value, (bool, str)) or zero or 0 < value < math.inf,
               f"{flag(entry)} cannot be {value}")
     for entry in scaled:
         if entry not in typed:
@@ -340,11 +343,7 @@ def rules(log, head):
 
 def rounded(tree):
     """Numbers in dicts and lists, to five digits: enough for a record, at a third of the bytes."""
-    if isinstance(tree, dict):
-        return {key: rounded(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [rounded(value) for value in tree]
-    return round(tree, 5) if isinstance(tree, float) else tree
+    return json.loads(json.dumps(tree), parse_float=lambda digits: round(float(digits), 5))
 
 
 def write_result(path, args, ds, config, provenance, log, logits, y, **more):

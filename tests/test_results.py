@@ -2,13 +2,10 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import scipy.stats
-from conftest import PLAIN, ROOT
+from conftest import ROOT
 
 from data import DataError
 from results import table
@@ -265,39 +262,35 @@ def test_ablations_are_hidden_among_the_published_runs_alone(write, tmp_path, mo
 
 
 # ---- README --------------------------------------------------------------------------------------
-PAGE = f"# Étude ± −\n{table.BEGIN}\nold\n{table.END}\nafter\n"
-
-
-def test_readme_in_a_locale_that_lacks_its_letters(write, tmp_path):
+def test_readme_gets_table_and_picture_between_its_markers(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "ROOT", tmp_path)
+    monkeypatch.setattr(table, "RUNS", tmp_path)
     for dataset, names in (("toy", "ab"), ("utdmhad", ["depth", "inertial", "skeleton"])):
         for seed, percent in ((0, 80), (1, 82)):
             write("dimml", seed, percent, dict.fromkeys(names, 70), dataset=dataset)
     (tmp_path / "docs").mkdir()
-    (tmp_path / "README.md").write_text(PAGE, encoding="utf-8")
-    code = ("from pathlib import Path; from results import table\n"
-            f"table.ROOT = table.RUNS = Path({str(tmp_path)!r}); table.main(['--readme'])")
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
-                         env={**os.environ, **PLAIN})
-    assert (run.returncode, run.stderr) == (0, b"")
-    page = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert page == PAGE.replace("old\n", table.readme(table.load(tmp_path)))
-    assert cells(page, "`dimml`") == ["81.0 ± 1.4"] * 2
+    page = tmp_path / "README.md"
+    for text, refused in ((f"{table.END} Étude {table.BEGIN}", True),
+                          (f"# Étude\n{table.BEGIN}\nold\n{table.END}\nafter\n", False)):
+        page.write_text(text, encoding="utf-8")
+        if refused:
+            with pytest.raises(DataError, match="README.md: it has not the two lines"):
+                table.main(["--readme"])
+            assert page.read_text(encoding="utf-8") == text
+    table.main(["--readme"])
+    written = page.read_text(encoding="utf-8")
+    assert written == text.replace("old\n", table.readme(table.load(tmp_path)))
+    assert cells(written, "`dimml`") == ["81.0 ± 1.4"] * 2
     assert b"<svg" in (tmp_path / "docs/results.svg").read_bytes()
 
 
-def test_usage(write, tmp_path, monkeypatch):
-    """Also a README without its markers, which is left as it is."""
-    monkeypatch.setattr(table, "ROOT", tmp_path)
-    for argv, message in ((["nowhere"], "there is no folder"), ([str(tmp_path)], "no runs to show"),
-                          (["--readme", "runs"], "give no DIR")):
-        with pytest.raises(DataError, match=message):
-            table.main(argv)
-    write("dimml", 0, 80)
-    (tmp_path / "README.md").write_text(table.END + table.BEGIN, encoding="utf-8")
-    monkeypatch.setattr(table, "RUNS", tmp_path)
-    with pytest.raises(DataError, match="README.md: it has not the two lines"):
-        table.main(["--readme"])
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == table.END + table.BEGIN
+@pytest.mark.parametrize("argv,message", [
+    (["nowhere"], "there is no folder"), (["."], "no runs to show"),
+    (["--readme", "runs"], "give no DIR")])
+def test_usage(argv, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=message):
+        table.main(argv)
 
 
 def test_the_report_is_small():
