@@ -35,12 +35,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
 from data import NAMES, media, store
-from data.run import exit_codes
+from data.run import claim, exit_codes
 from data.media import BadFile
 from data.store import KINDS, PARTS, UNUSED, DataError, check
 
@@ -237,15 +236,9 @@ def prepare(name, raw, data_dir, workers, limit, skip_bad):
     for note in index.notes:
         print(f"note: {note}")
 
-    data_dir.mkdir(parents=True, exist_ok=True)
-    lock = Path(f"{folder}.lock")
-    try:
-        with FileLock(lock, timeout=0):
-            check(not folder.exists(), f"{folder} is prepared already: remove it to do it again")
-            fill(folder, name, index, workers, skip_bad)
-            lock.unlink(missing_ok=True)
-    except Timeout:
-        raise DataError(f"{folder} is being prepared by another process: wait for it") from None
+    with claim(folder):
+        check(not folder.exists(), f"{folder} is prepared already: remove it to do it again")
+        fill(folder, name, index, workers, skip_bad)
 
 
 def fill(folder, name, index, workers, skip_bad):

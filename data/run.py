@@ -146,15 +146,19 @@ def pick_device(gpu=None, amp="auto", checkpoint=None):
 # ---- the files of a run --------------------------------------------------------------------------
 @contextlib.contextmanager
 def claim(path):
-    """Keep every other run from the name `path` while the block lasts. Raises DataError if one has
-    it."""
+    """Keep every other process from the name `path` while the block lasts. Raises DataError if one
+    has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    lock = Path(f"{path}.lock")
     try:
-        with FileLock(f"{path}.lock", timeout=0):
-            yield
+        with FileLock(lock, timeout=0):
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
     except Timeout:
-        raise DataError(f"{path}: a run of this name is under way: wait for it, or choose another "
-                        "--out") from None
+        raise DataError(f"{path} is under way in another process: wait for it, or choose another "
+                        "folder") from None
 
 
 def run_once(script, train, args, ds, r, path, config):

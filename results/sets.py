@@ -26,7 +26,7 @@ from torchvision.datasets.mnist import read_image_file, read_label_file
 
 from data import store
 from data.media import RATE, BadFile, check_file, read_audio
-from data.run import exit_codes
+from data.run import claim, exit_codes
 from data.store import UNUSED, DataError, check
 
 TRAIN, VAL, TEST = 0, 1, 2
@@ -264,9 +264,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     with exit_codes(parser.prog):
         raw, folder = Path(args.raw).expanduser(), Path(args.data_dir).expanduser() / args.name
-        check(not folder.exists(), f"{folder} is prepared already: remove it to prepare it again")
-        arrays = SETS[args.name](raw)
-        store.write(folder, **arrays)
+        with claim(folder):
+            check(not folder.exists(), f"{folder} is prepared already: remove it to do it again")
+            arrays = SETS[args.name](raw)
+            store.write(folder, **arrays)
         for split, codes in arrays["splits"].items():
             counts = ", ".join(f"{n} {part}" for part, n in store.counts(codes).items())
             print(f"{folder}, split {split}: {counts}")

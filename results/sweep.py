@@ -125,8 +125,8 @@ def start(path, command, flags=(), **environment):
 def end(path, process):
     """Wait for a run's end -> its exit code. A finished one needs no checkpoint (180 MB)."""
     code = process.wait()
-    for suffix in (".pt", ".lock") if code == 0 else ():
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    if code == 0:
+        Path(f"{path}.pt").unlink(missing_ok=True)
     return code
 
 
