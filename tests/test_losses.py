@@ -279,19 +279,6 @@ def test_linear_cka_and_its_gradient():
     assert_loss(udi.linear_cka(anchor, follower), expected, anchor, follower)
 
 
-def test_interaction_weights_follow_the_alignment():
-    torch.manual_seed(0)
-    task, other = torch.randn(4, 6, dtype=F64), torch.randn(4, 6, dtype=F64)
-    cosines = udi.alignment(task, other, -3 * task)
-    expected = (task * other).sum() / (task.norm() * other.norm())
-    assert cosines.tolist() == pytest.approx([expected.item(), -1])
-    assert udi.alignment(task, 0 * task, other)[0] == 0
-
-    odds = [math.exp(cosine / 0.3) for cosine in (0.4, -0.2)]
-    weights = udi.interaction_weights(torch.tensor([0.4, -0.2]), 0.3)
-    assert weights.tolist() == pytest.approx([odds[0] / sum(odds), odds[1] / sum(odds)])
-
-
 def test_the_anchor_is_chosen_by_the_last_scores_of_stage_1():
     def epoch(stage, m, accuracy, entropy):
         return dict(stage=stage, modality=m, val={m: dict(accuracy=accuracy, entropy=entropy)})
