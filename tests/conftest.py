@@ -65,15 +65,11 @@ class SmallEncoder(torch.nn.Sequential):
         return super().forward(x[:, 0]).mean((2, 3)).to(self[0].weight.dtype)
 
 
-def shrink(patch):
-    for script in (balance, dimml, joint_baseline, udi):
-        patch.setattr(script, "Encoder", SmallEncoder)
-
-
 @pytest.fixture
 def small(monkeypatch):
     """The scripts with the small encoder."""
-    shrink(monkeypatch)
+    for script in (balance, dimml, joint_baseline, udi):
+        monkeypatch.setattr(script, "Encoder", SmallEncoder)
 
 
 @pytest.fixture

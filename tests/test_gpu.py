@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -41,10 +42,8 @@ def gpus(monkeypatch):
 
 @pytest.mark.parametrize("gpu,amp,trained_in,expected", [
     (None, "auto", None, ("cuda:0", torch.float32)),        # by the capability of the GPU asked for
-    (1, "auto", None, ("cuda:1", torch.bfloat16)),
-    (1, "off", None, ("cuda:1", torch.float32)), (0, "bf16", None, ("cuda:0", torch.bfloat16)),
-    (1, "auto", "float32", ("cuda:1", torch.float32)),
-    (0, "auto", "bfloat16", ("cuda:0", torch.bfloat16))])
+    (1, "auto", None, ("cuda:1", torch.bfloat16)), (1, "off", None, ("cuda:1", torch.float32)),
+    (1, "auto", "float32", ("cuda:1", torch.float32))])
 def test_the_precision_on_a_gpu(gpu, amp, trained_in, expected, gpus):
     gpus((7, 5), (8, 0))
     torch.backends.cudnn.allow_tf32 = True
@@ -64,14 +63,11 @@ def test_a_gpu_that_is_not_there(gpus):
     assert pick_device() == (torch.device("cpu"), torch.float32)
 
 
-@pytest.mark.parametrize("reason", ["The NVIDIA driver on your system is too old (found 11040).",
-                                    "CUDA error: no kernel image is available"])
-def test_a_gpu_that_cannot_be_used(reason, gpus, capsys):
-    gpus((9, 0), wrong=RuntimeError(f"{reason}\nmore"))
-    with pytest.raises(DataError) as stop:
+def test_a_gpu_that_cannot_be_used(gpus, capsys):
+    gpus((9, 0), wrong=RuntimeError("no kernel image is available\nmore"))
+    unusable = "GPU 0 cannot be used (no kernel image is available): "
+    with pytest.raises(DataError, match=re.escape(f"--gpu 0: {unusable}")):
         pick_device(0)
-    unusable = f"GPU 0 cannot be used ({reason}): "
-    assert str(stop.value).startswith(f"--gpu 0: {unusable}install a PyTorch")
     assert pick_device() == (torch.device("cpu"), torch.float32)
     assert capsys.readouterr().err == f"note: {unusable}this runs on the CPU\n"
 

@@ -1,16 +1,13 @@
 """Whole runs on a tiny dataset: names, what is written, that it repeats, that nothing is lost."""
 
 import importlib.util
-import io
 import json
 import os
 import random
-import re
 import resource
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
@@ -20,11 +17,12 @@ from conftest import PLAIN, ROOT, SmallEncoder, arrays, outcome, same
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import balance
+import data
 import dimml
 import joint_baseline
 import udi
-from data import DataError, open_dataset, store
-from data.run import claim, current_code, exit_codes, half_done, whole_file
+from data import DataError, store
+from data.run import claim, current_code, exit_codes, half_done
 
 BOTH, OURS = {"audio", "image"}, {"fused", "fusion", "own", "unweighted"}
 RUNS = {        # script, flags, epochs, our heads, the modalities' own
@@ -39,10 +37,9 @@ QUICK = ["--modality", "image", "--batch-size", "8", "--epochs", "2"]
 QUICK_FILE = "joint_baseline.only-image-tiny-official-seed0"
 
 
-def train(name, tiny, out, *more):
-    script, flags, *_ = RUNS[name]
-    return script.main(["--dataset", tiny, "--batch-size", "8", *flags.split(), "--out", str(out),
-                        *more])
+def argv_of(name, folder, out, *more):
+    return ["--dataset", folder, "--batch-size", "8", *RUNS[name][1].split(), "--out", str(out),
+            *more]
 
 
 @pytest.fixture
@@ -51,60 +48,44 @@ def quick(tiny, tmp_path):
     return ["--dataset", tiny, *QUICK, "--out", str(tmp_path)]
 
 
-def stopped(script, argv, after=1):
-    """A run that is interrupted when it has trained so many epochs."""
-    begun = []
-
-    def tqdm(batches, **_):
-        begun.append(batches)
-        if len(begun) > after:
-            raise InterruptedError
-        return batches
+def stopped(script, argv):
+    """A run that is interrupted when it has trained one epoch."""
+    def interrupt(*_):
+        raise InterruptedError
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedError) as stop:
-        patch.setattr(script, "tqdm", tqdm)
+        patch.setattr(data, "print_epoch", interrupt)
         script.main(argv)
     return stop
 
 
-def typed(script, argv, end=subprocess.run, env={}):
-    return end([sys.executable, f"{script}.py", *argv], cwd=ROOT, stdout=subprocess.PIPE,
-               stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
-               text=True)
+def typed(argv, env={}):
+    return subprocess.Popen([sys.executable, "joint_baseline.py", *argv], cwd=ROOT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            env={**os.environ, "PYTHONUNBUFFERED": "1", **env})
 
 
 # ---- what a run writes, and that it repeats ------------------------------------------------------
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_resumed_after_any_epoch_writes_the_same_bits(name, tiny, tmp_path, small, capsys):
-    script, flags, n_epochs, *_ = RUNS[name]
-    result = train(name, tiny, tmp_path / "whole")
+    script, _, n_epochs, *_ = RUNS[name]
+    result = script.main(argv_of(name, tiny, tmp_path / "whole"))
     answer = f"fused (the answer)      {100 * result['heads']['fused']['last']['accuracy']:8.1f}"
-    assert answer in (printed := capsys.readouterr().out)
-    assert "encoder of image" in printed and printed.count(" left\n") == n_epochs
+    assert answer in capsys.readouterr().out
+    check_result(name, result)
 
-    argv = ["--dataset", tiny, "--batch-size", "8", *flags.split(), "--resume"]
+    argv = argv_of(name, tiny, tmp_path / "broken", "--resume")
     for _ in range(n_epochs - 1):
-        stopped(script, [*argv, "--out", str(tmp_path / "broken")])
-    broken = train(name, tiny, tmp_path / "broken", "--resume")
+        stopped(script, argv)
+    broken = script.main(argv)
     assert same(outcome(tmp_path / "broken"), outcome(tmp_path / "whole"))
     assert [entry["epoch"] for entry in broken["code"]] == list(range(n_epochs))
-
-    path, = (tmp_path / "whole").glob(f"{script.__name__}*-tiny-official-seed0.json")
-    assert json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(result))
-    checkpoint = torch.load(path.with_suffix(".pt"), weights_only=True)
-    assert checkpoint["modalities"]["image"]["in_channels"] == 3
-    learned = [w.numel() for key, w in checkpoint["model"].items()
-               if "running" not in key and "tracked" not in key]
-    assert result["n_parameters"] == sum(learned)
-    check_result(name, result)
 
 
 def check_result(name, result):
     """What docs/result.md says of every result, and of that of some methods."""
     *_, n_epochs, ours, own = RUNS[name]
-    assert (result["schema"], result["answer"], result["precision"]) == (3, "fused", "float32")
     assert (result["n_train"], result["n_val"], result["n_test"]) == (30, 6, 12)
-    assert result["peak_memory"] is None and len(result["code"]) == 1
     assert [epoch["epoch"] for epoch in result["epochs"]] == list(range(n_epochs))
     assert (set(result["heads"]), set(result["modality_heads"])) == (ours, own)
     assert set(result["probes"]) == BOTH and max(result["probes"].values()) > 0.6
@@ -112,31 +93,18 @@ def check_result(name, result):
         for head, rules in result[group].items():
             hits = np.array(result["test"][group][head]["predictions"]) == result["test"]["labels"]
             assert hits.mean() == pytest.approx(rules["last"]["accuracy"])
-            stage = [e for e in result["epochs"] if head in e["test"].get(group, {})]
-            last = stage[-1]
-            if name == "udi":                                           # that trained it last
-                stage = [e for e in stage if (e["stage"], e["modality"])
-                         == (last["stage"], last["modality"])]
-            assert rules["last"]["epoch"] == last["epoch"]
+            trained = [e for e in result["epochs"] if head in e["test"].get(group, {})]
+            if name == "udi":                                           # the stage of it alone
+                trained = [e for e in trained if e["stage"] == trained[-1]["stage"]]
+            assert rules["last"]["epoch"] == trained[-1]["epoch"]
             for part in ("val", "test"):
-                accuracy = {e["epoch"]: e[part][group][head]["accuracy"] for e in stage}
+                accuracy = {e["epoch"]: e[part][group][head]["accuracy"] for e in trained}
                 assert rules[f"best_{part}"]["epoch"] == max(accuracy, key=accuracy.get)
-    decimals = re.findall(r"\d\.(\d+)", json.dumps([result["test"], result["epochs"][0]["test"]]))
-    assert max(map(len, decimals)) <= 5
 
-    if name == "dimml":
-        stages = [{"shared"}, {"shared", "duc"}, {"shared", "duc"}, {"fusion"}, {"fusion"}]
-        assert [set(epoch["loss"]) for epoch in result["epochs"]] == stages
-        assert all(0 < len(dims) < 512 for dims in result["effective"].values())
     if name == "udi":
-        choice = result["choice"]
-        assert choice["anchor"] == udi.choose_anchor(choice["accuracy"], choice["entropy"],
-                                                     choice["tolerance"])
-        follower, = BOTH - {choice["anchor"]}
+        follower, = BOTH - {result["choice"]["anchor"]}
         stages = dict.fromkeys((e["stage"], e["modality"]) for e in result["epochs"])
         assert list(stages) == [("alone", "audio"), ("alone", "image"), ("guided", follower)]
-    if name == "ensemble":
-        assert result["temperatures"] == result["epochs"][-1]["temperatures"]
 
 
 def test_the_same_bits_again_in_bfloat16_with_two_threads(quick, tmp_path, small):
@@ -154,7 +122,7 @@ def test_a_run_killed_at_a_random_moment_ends_with_the_same_bits(quick, tmp_path
     argv, begun = [*quick, "--epochs", "3", "--resume", "--out"], time.time()
     joint_baseline.main([*argv, str(tmp_path / "whole")])
     seconds = time.time() - begun
-    run = typed("joint_baseline", [*argv, str(tmp_path / "killed")], subprocess.Popen)
+    run = typed([*argv, str(tmp_path / "killed")])
     while "done before" not in run.stdout.readline():
         assert run.poll() is None
     time.sleep(random.uniform(0, seconds))
@@ -165,61 +133,44 @@ def test_a_run_killed_at_a_random_moment_ends_with_the_same_bits(quick, tmp_path
 
 
 def test_without_validation_items(tiny, tmp_path, small):
-    result = train("ensemble", tiny, tmp_path, "--val", "0")
+    result = joint_baseline.main(argv_of("ensemble", tiny, tmp_path, "--val", "0"))
     assert (result["n_val"], result["n_train"], result["temperatures"]) == (0, 36, {})
-    assert list(result["heads"]) == ["fused"]
+    assert list(result["heads"]) == ["fused"]           # not calibrated
     assert set(result["heads"]["fused"]) == {"last", "best_test"}
 
 
-class Waits(TorchDispatchMode):
-    """Notes each operation that makes a GPU's host wait: a value is read, a constant sent over."""
-
-    names = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "lift_fresh",
-             "_unique2"}
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
+class NoWaits(TorchDispatchMode):
+    """Refuses what makes a GPU's host wait: a value is read, a constant sent over."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.seen += {function.overloadpacket.__name__} & self.names
+        assert function.overloadpacket.__name__ not in {
+            "_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "lift_fresh",
+            "_unique2"}
         return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("name,more", [
-    *((name, "") for name in RUNS), ("gated", "--fusion concat"), ("gated", "--fusion sum"),
-    ("gated", "--fusion film"), ("ogm_ge", "--balance dgl"), ("ogm_ge", "--balance auxiliary"),
-    ("udi", "--complement cka"), ("udi", "--anchor image --interaction 0.5 0.5")])
+    *((name, "") for name in RUNS), ("ogm_ge", "--balance dgl"),
+    ("udi", "--complement cka --anchor image --interaction 0.5 0.5")])
 def test_no_step_waits_for_the_device(name, more, tiny, tmp_path, small, monkeypatch):
     """From the end of a pass's first step to its last: the first may make constants."""
-    passes = []
-
-    def watched(batches, **kwargs):
-        waits = Waits()
-        for number, batch in enumerate(batches):
-            if number == 1:
-                waits.__enter__()
-            yield batch
-        waits.__exit__(None, None, None)
-        passes.append(waits.seen)
+    def watched(batches, **_):
+        batches = iter(batches)
+        yield next(batches)
+        with NoWaits():
+            yield from batches
 
     monkeypatch.setattr(RUNS[name][0], "tqdm", watched)
-    train(name, tiny, tmp_path, *more.split())
-    assert len(passes) >= 2 and not any(passes)
+    RUNS[name][0].main(argv_of(name, tiny, tmp_path, *more.split()))
 
 
 # ---- names ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("script,flags,name", [
-    (dimml, "", "dimml"), (dimml, "--tau 50", "dimml"), (dimml, "--duc-weight 0", "dimml.duc0"),
+    (dimml, "--tau 50", "dimml"), (dimml, "--tau 10 --shared-weight 0.5", "dimml.shared0.5.tau10"),
     (dimml, "--epochs 3 --fusion-epochs 2 --warmup 1 --batch-size 8 --lr 1 --lr-step 2", "dimml"),
-    (dimml, "--tau 10 --shared-weight 0.5", "dimml.shared0.5.tau10"),
-    (udi, "", "udi"), (udi, "--complement cka", "udi.cka"),
-    (udi, "--anchor audio --interaction 0 0.5", "udi.anchor-audio.interaction0-0.5"),
-    (udi, "--follower-init stage1 --temperature 0.3", "udi.temperature0.3.stage1"),
-    (joint_baseline, "", "joint_baseline.concat"),
+    (udi, "--complement cka --anchor audio --interaction 0 0.5",
+     "udi.anchor-audio.interaction0-0.5.cka"),
     (joint_baseline, "--modality audio", "joint_baseline.only-audio"),
-    (joint_baseline, "--ensemble --encoder-lr-factor 2", "joint_baseline.ensemble.encoder2"),
-    (balance, "", "balance.auxiliary"),
     (balance, "--balance ogm_ge --ogm-alpha 0.5", "balance.ogm_ge.alpha0.5")])
 def test_the_name_of_a_run(script, flags, name, tiny):
     *_, path, config = script.plan(["--dataset", tiny, "--seed", "7", *flags.split()])
@@ -229,24 +180,15 @@ def test_the_name_of_a_run(script, flags, name, tiny):
         assert config == dimml.plan(["--dataset", tiny, "--seed", "7"])[-1]
 
 
-def test_the_name_that_was_asked_for_decides_name_and_recipe(tmp_path):
-    store.write(tmp_path / "disk/ucf101", **arrays())
-    (tmp_path / "ave").symlink_to(tmp_path / "disk/ucf101")
-    for dataset, name in (("ave", "ave"), (tmp_path / "disk/ucf101", "ucf101"),
-                          (f"{tmp_path}/disk/../disk/ucf101/", "ucf101")):
-        argv = ["--dataset", str(dataset), "--data-dir", str(tmp_path)]
-        for more, variant in (("10", "dimml"), ("50", "dimml.tau50")):
-            _, ds, r, path, _ = dimml.plan([*argv, "--tau", more])
-            assert (ds.name, r.epochs) == (name, 150)
-            assert path.name == f"{variant}-{name}-official-seed0"
-
-
-def test_epochs_scale_the_schedule(tmp_path):
-    folder = str(store.write(tmp_path / "ave", **arrays()))
+def test_a_dataset_has_its_recipe_and_epochs_scale_its_schedule(tmp_path):
+    (tmp_path / "ave").symlink_to(store.write(tmp_path / "disk", **arrays()))
+    argv = ["--dataset", "ave", "--data-dir", str(tmp_path)]
+    for tau, variant in (("10", "dimml"), ("50", "dimml.tau50")):
+        assert dimml.plan([*argv, "--tau", tau])[3].name == f"{variant}-ave-official-seed0"
     for epochs, warmup, lr_step in ((150, 20, 70), (50, 7, 23), (1, 0, 1)):
-        r = dimml.plan(["--dataset", folder, "--epochs", str(epochs)])[2]
+        r = dimml.plan([*argv, "--epochs", str(epochs)])[2]
         assert (r.warmup, r.lr_step) == (warmup, lr_step)
-    assert dimml.plan(["--dataset", folder, "--epochs", "30", "--lr-step", "70"])[2].lr_step == 70
+    assert dimml.plan([*argv, "--epochs", "30", "--lr-step", "70"])[2].lr_step == 70
 
 
 def load(path):
@@ -258,7 +200,7 @@ def load(path):
     return module
 
 
-def test_a_copied_script_is_a_method_of_its_own(tiny, tmp_path, capsys, monkeypatch):
+def test_a_copied_script_is_a_method_of_its_own(tiny, tmp_path, capsys):
     """And what trained its run is kept: which code, from which epoch on."""
     path = tmp_path / "mine.py"
     text = (ROOT / "dimml.py").read_text(encoding="utf-8")
@@ -268,7 +210,6 @@ def test_a_copied_script_is_a_method_of_its_own(tiny, tmp_path, capsys, monkeypa
     stopped(load(path), argv)
     path.write_text(path.read_text() + "# changed\n")
     result = load(path).main(argv)
-    assert (result["method"], result["variant"]) == ("mine", "strength2")
     assert (tmp_path / "runs/mine.strength2-tiny-official-seed0.json").exists()
     first, second = result["code"]
     assert (first["epoch"], second["epoch"]) == (0, 1) and first["sha256"] != second["sha256"]
@@ -277,33 +218,22 @@ def test_a_copied_script_is_a_method_of_its_own(tiny, tmp_path, capsys, monkeypa
     load(path).main(argv)                               # finished, by the same code
     assert not capsys.readouterr().err
     path.write_text(path.read_text() + "# again\n")
-    monkeypatch.setenv("PATH", str(tmp_path))           # a machine without git
     assert load(path).main(argv)["code"] == result["code"]
     assert "has changed since mine.strength2" in capsys.readouterr().err
 
 
 def test_the_commit_is_the_last_that_touched_the_script_or_data(tmp_path):
-    def git(*words):
-        return subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b",
-                               *words], check=True, capture_output=True, text=True).stdout.strip()
-
-    def commit(file):
-        (tmp_path / file).parent.mkdir(exist_ok=True)
-        (tmp_path / file).write_text(f"# {time.time()}")
-        git("add", ".")
-        git("commit", "-m", file)
-        return git("rev-parse", "HEAD")
-
-    git("init")
-    script, made = tmp_path / "mine.py", commit("mine.py")
-    commit("results.json")
-    assert current_code(script)["commit"] == made
-    made = commit("data/run.py")
-    assert current_code(script)["commit"] == made
+    commits, script = [], tmp_path / "mine.py"
+    for file in (script, tmp_path / "results.json", tmp_path / "data/run.py"):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+        for words in ("init", "add .", "commit -m made"):
+            subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words.split()],
+                           cwd=tmp_path, check=True, capture_output=True)
+        commits.append(current_code(script)["commit"])
+    assert len(commits[0]) == 40 and commits[0] == commits[1] != commits[2]
     script.write_text("# changed")
-    assert current_code(script)["commit"] == f"{made}-dirty"
-    (tmp_path / "new.py").touch()                       # untracked
-    assert current_code(tmp_path / "new.py")["commit"] == f"{made}-dirty"
+    assert current_code(script)["commit"] == f"{commits[2]}-dirty"
 
 
 # ---- one name, one run ---------------------------------------------------------------------------
@@ -312,40 +242,26 @@ def test_a_name_belongs_to_one_config(quick, tmp_path, small, monkeypatch, capsy
     capsys.readouterr()
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim, "SGD", None)                     # nothing can be trained
-        for more in ([], ["--resume"]):                             # finished: the table again
-            assert joint_baseline.main([*quick, *more]) == written
-            assert "encoder of image" in capsys.readouterr().out
+        assert joint_baseline.main(quick) == written                # finished: the table again
+        assert "encoder of image" in capsys.readouterr().out
 
+    result = tmp_path / f"{QUICK_FILE}.json"
     other = str(store.write(tmp_path / "other/tiny", **arrays(seed=1)))     # one name, other data
-    result, state = (tmp_path / f"{QUICK_FILE}.{suffix}" for suffix in ("json", "pt"))
-    for hidden in (None, result, state):
-        if hidden:
-            hidden.rename(tmp_path / "kept")
+    for _ in ("by the result", "by the checkpoint alone"):
         for flags, word in ((["--lr", "0.5"], r"lr 0.003 \(now 0.5\)"),
-                            (["--epochs", "3"], r"epochs 2 \(now 3\)"),
                             (["--dataset", other], "audio.npy|image.npy")):
-            for resume in ([], ["--resume"]):
-                with pytest.raises(DataError, match=word):
-                    joint_baseline.main([*quick, *flags, *resume])
-        if hidden:
-            (tmp_path / "kept").rename(hidden)
-    assert json.loads(result.read_text(encoding="utf-8")) == written
+            with pytest.raises(DataError, match=word):
+                joint_baseline.main([*quick, *flags, "--resume"])
+        result.unlink(missing_ok=True)
     result.write_text("[]")
     with pytest.raises(DataError, match="is no result: remove it"):
         joint_baseline.main(quick)
 
 
-def test_a_half_done_run_is_not_started_over(quick, small, capsys):
-    stopped(joint_baseline, [*quick, "--resume"])                   # of nothing: begins
-    assert "0 of 2 epochs done before" in capsys.readouterr().out
-    with pytest.raises(DataError, match="is at epoch 1: --resume goes on, another --out starts"):
-        joint_baseline.main(quick)
-    joint_baseline.main([*quick, "--resume"])
-    assert "1 of 2 epochs done before" in capsys.readouterr().out
-
-
-def test_a_run_keeps_its_precision(quick, small):
+def test_a_half_done_run_is_not_started_over_and_keeps_its_precision(quick, small):
     stopped(joint_baseline, [*quick, "--amp", "bf16"])
+    with pytest.raises(DataError, match="is at epoch 1: --resume goes on"):
+        joint_baseline.main(quick)
     wrong = "was trained in bfloat16, --amp off asks for float32"
     with pytest.raises(DataError, match=wrong):
         joint_baseline.main([*quick, "--resume", "--amp", "off"])
@@ -368,9 +284,8 @@ def test_the_lock_of_a_run(quick, tmp_path, small):
 # ---- nothing is lost -----------------------------------------------------------------------------
 def test_a_cut_or_flipped_checkpoint_is_never_taken_for_a_good_one(tmp_path):
     draw, file, weights = np.random.default_rng(0), tmp_path / "run.pt", torch.arange(9000)
-    with whole_file(file) as out:
-        made = dict(precision="float32")
-        torch.save(dict(config={}, log=[1], provenance=made, weights=weights), out)
+    made = dict(precision="float32")
+    torch.save(dict(config={}, log=[1], provenance=made, weights=weights), file)
     whole, refused = file.read_bytes(), []
     for trial in range(60):
         at, bit = int(draw.integers(len(whole))), 1 << int(draw.integers(8))
@@ -379,8 +294,7 @@ def test_a_cut_or_flipped_checkpoint_is_never_taken_for_a_good_one(tmp_path):
         try:
             assert torch.equal(half_done(tmp_path / "run", {}, resume=True)["weights"], weights)
             refused.append(False)
-        except DataError as error:
-            assert "run.pt is damaged" in str(error)
+        except DataError:
             refused.append(True)
     assert all(refused[1::2]) and np.mean(refused[::2]) > 0.8       # the other bits are padding
 
@@ -401,30 +315,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_a_checkpoint(quick, tmp_
     assert not list(tmp_path.glob("*.pt*"))
 
 
-def test_a_full_disk_leaves_nothing_half_written(quick, tmp_path, small, capsys, sigterm):
+def test_a_full_disk_leaves_nothing_half_written(quick, tmp_path, small):
     """A limit on the size of files, less than a checkpoint, fails in the middle, as a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
-        with pytest.raises(SystemExit) as stop, exit_codes("x.py"):
+        with pytest.raises(OSError, match=rf"File too large: '.*{QUICK_FILE}.pt'"):
             joint_baseline.main(quick)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert stop.value.code == 2
-    line = f"x.py: error: {tmp_path / QUICK_FILE}.pt: File too large"
-    assert capsys.readouterr().err.strip().splitlines()[-1] == line
-    assert not [path for path in tmp_path.glob("joint*") if path.suffix != ".lock"]
+    assert not list(tmp_path.glob("joint*.pt*"))
 
 
 # ---- how a command ends --------------------------------------------------------------------------
 @pytest.mark.parametrize("error,code,line", [
     (DataError("no"), 2, "error: no"), (OSError(28, "full", "here"), 2, "error: here: full"),
     (FloatingPointError("loss"), 1, "error: loss"),
-    (KeyboardInterrupt(), 130, "interrupted; what was finished is kept"),
     (torch.OutOfMemoryError("CUDA out of memory.\nmore"), 2,
-     "error: out of memory (CUDA out of memory.): free some of it and go on with --resume, or "
-     "start with a smaller --batch-size and another --out"),
-    (MemoryError(), 2, "error: out of memory"),
+     "error: out of memory (CUDA out of memory.): free some of it and go on with --resume"),
     (ValueError("a bug"), None, "")])
 def test_exit_codes(error, code, line, capsys, sigterm):
     with pytest.raises(SystemExit if code else ValueError) as stop, exit_codes("some/x.py"):
@@ -440,7 +348,7 @@ def test_an_interrupted_run_ends_with_a_line(number, code, tmp_path):
     locale, where the name of the run is none that can be printed."""
     folder, runs = store.write(tmp_path / "né", **arrays()), tmp_path / "runs"
     argv = ["--dataset", str(folder), *QUICK, "--epochs", "500", "--out", str(runs)]
-    run = typed("joint_baseline", argv, subprocess.Popen, env=PLAIN)
+    run = typed(argv, PLAIN)
     while not run.stdout.readline().startswith("alone 1/500"):
         assert run.poll() is None
     if number:
@@ -454,84 +362,32 @@ def test_an_interrupted_run_ends_with_a_line(number, code, tmp_path):
     assert not list(runs.glob("*.partial")) and len(list(runs.glob("*.pt"))) == 1
 
 
-@pytest.mark.parametrize("where", ["notebook", "closed", "thread"])
-def test_a_run_in_odd_places(where, quick, tmp_path, small, monkeypatch, sigterm):
-    def typed_there():
-        with exit_codes("x.py"):
-            joint_baseline.main(quick)
-
-    if where == "thread":
-        thread = threading.Thread(target=typed_there)
-        thread.start()
-        thread.join()
-    else:
-        monkeypatch.setattr(sys, "stdout", io.StringIO() if where == "notebook" else None)
-        typed_there()
-    assert (tmp_path / f"{QUICK_FILE}.json").exists()
-
-
 # ---- nothing impossible begins -------------------------------------------------------------------
-@pytest.mark.parametrize("script,flags,message", [
-    *((dimml, f"--{entry} {value}", f"--{entry} cannot be {value}") for entry, value in [
-        ("epochs", 0), ("fusion-epochs", 0), ("batch-size", 0), ("lr-step", 0), ("lr", "0.0"),
-        ("lr", "-1.0"), ("lr", "nan"), ("lr", "inf"), ("tau", "0.0"), ("temperature", "0.0"),
-        ("duc-weight", "-1.0"), ("warmup", -1)]),
-    (dimml, "--warmup 15", "--warmup 15 of 15 epochs: DUC would not start"),
-    (dimml, "--dataset cremad", "cremad is not prepared"), (dimml, "--val 1.5", "val is 1.5"),
-    (dimml, "--dataset nowhere", "there is no prepared folder 'nowhere'"),
-    (dimml, "--split clean", "no split 'clean'"), (dimml, "--seed -1", r"is not in 0 .. 2\^32 - 1"),
-    (udi, "--variance 0", "--variance cannot be 0"), (udi, "--anchor smell", "no modality smell"),
-    (udi, "--interaction nan 0", "--interaction cannot be"),
-    (udi, "--val 0", "no validation items to choose the anchor by"),
-    (joint_baseline, "--encoder-lr-factor 2", "is a control of --ensemble"),
-    (joint_baseline, "--modality smell", "synthetic has no modality smell: it has audio, image"),
-    (balance, "--ogm-alpha 0.5", "is of --balance ogm_ge"),
-])
-def test_what_cannot_be_is_said_before_any_work(script, flags, message, tmp_path):
-    with pytest.raises(DataError, match=message):
-        script.main([*flags.split(), "--out", str(tmp_path / "runs")])
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize("script,flags", [
-    (joint_baseline, "--ensemble --fusion sum"), (joint_baseline, "--ensemble --modality image"),
-    (dimml, "--amp fp16"), (udi, "--complement mi"), (dimml, "--warmup 1.5")])
-def test_flags_that_argparse_refuses(script, flags):
-    with pytest.raises(SystemExit) as stop:
-        script.plan(flags.split())
-    assert stop.value.code == 2
-
-
 PARTS, LABELS = arrays()["splits"]["official"], arrays()["labels"]         # 0 train, 2 test
+ONE_CLASS = {"official": np.where((LABELS > 0) & (PARTS == 0), 255, PARTS)}
+ALONE = arrays(modalities=["image"])
 
 
 @pytest.mark.parametrize("message,script,flags,changes", [
-    ("of one class", joint_baseline, [],
-     {"splits": {"official": np.where((LABELS > 0) & (PARTS == 0), 255, PARTS)}}),
-    ("--batch-size 1000 is larger than the 30 train items", dimml, ["--batch-size", "1000"], {}),
-    ("--batch-size must be at least 2", dimml, ["--batch-size", "1"], {}),
-    # all of train is one group
-    ("would leave a class with nothing to train on", udi, [], {"groups": PARTS // 2}),
-    ("has one modality, DI-MML needs two", dimml, [], arrays(modalities=["image"])),
-    ("has one modality, UDI needs two", udi, [], arrays(modalities=["image"])),
-    ("has one modality, nothing to balance", balance, [], arrays(modalities=["image"])),
-    ("has one modality: train it with", joint_baseline, [], arrays(modalities=["image"])),
+    ("--epochs cannot be 0", dimml, "--epochs 0", {}),
+    ("--lr cannot be inf", dimml, "--lr inf", {}),
+    ("--duc-weight cannot be -1", dimml, "--duc-weight -1", {}),
+    ("--warmup 15 of 15 epochs: DUC would not start", dimml, "--warmup 15", {}),
+    ("val is 1.5", dimml, "--val 1.5", {}), ("--seed -1 is not in", dimml, "--seed -1", {}),
+    ("larger than the 30 train items", dimml, "--batch-size 31", {}),
+    ("--batch-size must be at least 2", dimml, "--batch-size 1", {}),
+    ("--interaction cannot be", udi, "--interaction nan 0", {}),
+    ("no modality smell: it has audio, image", udi, "--anchor smell", {}),
+    ("choose the anchor by .--val 0 holds none out.: give", udi, "--val 0", {}),
+    ("nothing to train on.: give", udi, "", {"groups": PARTS // 2}),    # all of train is one group
+    ("no modality smell", joint_baseline, "--modality smell", {}),
+    ("is a control of --ensemble", joint_baseline, "--encoder-lr-factor 2", {}),
+    ("of one class", joint_baseline, "--batch-size 8", {"splits": ONE_CLASS}),
+    ("is of --balance ogm_ge", balance, "--ogm-alpha 0.5", {}),
+    *(("has one modality", script, "", ALONE) for script in (dimml, udi, balance, joint_baseline)),
 ])
-def test_data_that_cannot_be_trained_on(message, script, flags, changes, tmp_path):
+def test_what_cannot_be_is_said_before_any_work(message, script, flags, changes, tmp_path):
     folder = store.write(tmp_path / "mine", **{**arrays(), **changes})
-    argv = ["--dataset", str(folder), "--batch-size", "8", *flags, "--out", str(tmp_path / "runs")]
     with pytest.raises(DataError, match=message):
-        script.main(argv)
+        script.main(["--dataset", str(folder), *flags.split(), "--out", str(tmp_path / "runs")])
     assert not list((tmp_path / "runs").glob("*.pt"))
-
-
-@pytest.mark.parametrize("message,changes", [
-    ("no train items of 1 classes: class 2",
-     {"splits": {"official": np.where((LABELS == 2) & (PARTS == 0), 255, PARTS)}}),
-    ("of the training items are held out, not 10%",                         # half are: two groups
-     {"groups": np.where(PARTS == 2, 9, np.arange(48) % 2)}),
-])
-def test_what_is_odd_is_warned_of(message, changes, tmp_path, capsys):
-    folder = store.write(tmp_path / "odd", **{**arrays(), **changes})
-    open_dataset(str(folder)).check(8)
-    assert message in capsys.readouterr().err

@@ -6,6 +6,7 @@ leaves w1 in what the run saves, and w0 and the batch follow from the seed.
 """
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -38,9 +39,9 @@ def saved(monkeypatch):
     return states
 
 
-def run(script, n_modalities, tmp_path, *flags):
+def run(script, tmp_path, *flags):
     """An epoch of one batch a stage; the dataset, the first weights' and batches' random states."""
-    folder = store.write(tmp_path / "words", **arrays(modalities=NAMES[:n_modalities]))
+    folder = store.write(tmp_path / "words", **arrays(modalities=NAMES))
     result = script.main(["--dataset", str(folder), "--batch-size", "24", "--epochs", "1", "--lr",
                           str(LR), "--seed", "3", "--out", str(tmp_path), *flags])
     torch.manual_seed(3)
@@ -51,10 +52,6 @@ def batch_of(ds, generator):
     """What the run's next step sees: {m: (B, T, C, H, W)}, labels (B,), item numbers (B,)."""
     (inputs, y, index), = ds.batches("train", 24, augment=True, generator=generator)
     return {m: x.double() for m, x in inputs.items()}, y, index
-
-
-def copied(model):
-    return {key: value.clone() for key, value in model.state_dict().items()}
 
 
 def gradients(term, weights):
@@ -83,22 +80,19 @@ def assert_recorded(state, loss):
 
 
 # ---- joint_baseline.py and balance.py ------------------------------------------------------------
-@pytest.mark.parametrize("n_modalities", [2, 3])
-@pytest.mark.parametrize("kind", ["film", "ensemble"])
-def test_a_step_of_joint_baseline(kind, n_modalities, tmp_path, saved):
-    alone = kind == "ensemble"
-    flags = "--ensemble --encoder-lr-factor 1.5" if alone else f"--fusion {kind}"
-    _, ds, generator = run(joint_baseline, n_modalities, tmp_path, *flags.split())
-    model = joint_baseline.Model(ds.in_channels, 3, None if alone else kind)
-    before = copied(model)
+@pytest.mark.parametrize("kind,flags", [
+    ("film", "--fusion film"), (None, "--ensemble --encoder-lr-factor 1.5")])
+def test_a_step_of_joint_baseline(kind, flags, tmp_path, saved):
+    _, ds, generator = run(joint_baseline, tmp_path, *flags.split())
+    model = joint_baseline.Model(ds.in_channels, 3, kind)
+    before = copy.deepcopy(model.state_dict())
     inputs, y, _ = batch_of(ds, generator)
     z = model.double().features(inputs)
-    if alone:
-        loss = {m: F.cross_entropy(model.heads[m](z[m]), y) for m in z}
-    else:
+    loss = {m: F.cross_entropy(head(z[m]), y) for m, head in model.heads.items()}
+    if kind:
         loss = {"joint": F.cross_entropy(model.fusion(z), y)}
     grads = gradients(sum(loss.values()), dict(model.named_parameters()))
-    assert_stepped(before, saved[0]["model"], grads, ["encoders."], 1.5 if alone else 1)
+    assert_stepped(before, saved[0]["model"], grads, ["encoders."], 1 if kind else 1.5)
     assert_recorded(saved[0], loss)
 
 
@@ -134,13 +128,12 @@ def reference_of_a_cure(name, model, inputs, y):
     return loss, grads, watched
 
 
-@pytest.mark.parametrize("n_modalities", [2, 3])
 @pytest.mark.parametrize("name", ["auxiliary", "ogm_ge", "mmpareto", "dgl"])
-def test_a_step_of_each_cure(name, n_modalities, tmp_path, saved, monkeypatch):
+def test_a_step_of_each_cure(name, tmp_path, saved, monkeypatch):
     monkeypatch.setattr(balance, "ogm_ge_gradient", lambda g, k, generator: k * g)  # without noise
-    result, ds, generator = run(balance, n_modalities, tmp_path, "--balance", name)
+    _, ds, generator = run(balance, tmp_path, "--balance", name)
     model = balance.Model(ds.in_channels, 3, own_heads=name in ("auxiliary", "mmpareto"))
-    before = copied(model)
+    before = copy.deepcopy(model.state_dict())
     if name == "ogm_ge":
         torch.randint(2**62, (), generator=generator)   # the seed of the noise
     inputs, y, _ = batch_of(ds, generator)
@@ -150,7 +143,7 @@ def test_a_step_of_each_cure(name, n_modalities, tmp_path, saved, monkeypatch):
     recorded = saved[0]["log"][0].get("balance", {})
     assert list(recorded) == list(watched)
     for m in watched:
-        assert recorded[m] == pytest.approx(watched[m], rel=1e-3, abs=1e-5)
+        assert recorded[m] == pytest.approx(watched[m], rel=1e-4)
 
 
 def test_ge_adds_its_noise_in_the_first_half_anew_for_each_tensor_and_epoch(tmp_path, monkeypatch):
@@ -162,24 +155,21 @@ def test_ge_adds_its_noise_in_the_first_half_anew_for_each_tensor_and_epoch(tmp_
         return h
 
     monkeypatch.setattr(balance, "ogm_ge_gradient", watched)
-    result, *_ = run(balance, 2, tmp_path, "--balance", "ogm_ge", "--epochs", "4")
+    result, *_ = run(balance, tmp_path, "--balance", "ogm_ge", "--epochs", "4")
     assert {row["coefficient"] for row in result["epochs"][2]["balance"].values()} == {1}
-    assert len(added) == 2 * 2 * 2                      # 2 of 4 epochs, 2 encoders, 2 convolutions
+    assert len(added) == 2 * 3 * 2                      # 2 of 4 epochs, 3 encoders, 2 convolutions
     wide = [noise for noise in added if len(noise) == 2048]
-    assert all(noise.std().item() == pytest.approx(1, abs=0.1) for noise in wide)
-    for i in range(4):
-        for j in range(i):
-            assert abs((wide[i] * wide[j]).mean()) < 0.12   # 5 standard errors
+    for a, b in itertools.combinations(wide, 2):
+        assert abs((a * b).mean()) < 0.12               # 5 standard errors
 
 
 # ---- dimml.py ------------------------------------------------------------------------------------
-@pytest.mark.parametrize("n_modalities", [2, 3])
-def test_a_step_of_each_stage_of_dimml(n_modalities, tmp_path, saved):
+def test_a_step_of_each_stage_of_dimml(tmp_path, saved):
     flags = ["--warmup", "0", "--fusion-epochs", "1", "--tau", "2", "--shared-weight", "0.7",
              "--duc-weight", "0.3"]
-    _, ds, generator = run(dimml, n_modalities, tmp_path, *flags)
+    _, ds, generator = run(dimml, tmp_path, *flags)
     model = dimml.DIMML(ds.in_channels, 3)
-    before = copied(model)
+    before = copy.deepcopy(model.state_dict())
     (plain, y, _), = ds.batches("train", len(ds.indices("train")))
     with torch.no_grad():
         z = model.eval().features(plain)
@@ -211,31 +201,27 @@ def test_a_step_of_each_stage_of_dimml(n_modalities, tmp_path, saved):
 
 
 def test_the_dimensions_are_split_once_after_the_warm_up(tmp_path, saved):
-    flags = ["--epochs", "3", "--warmup", "1", "--fusion-epochs", "1"]
-    run(dimml, 2, tmp_path, *flags)
+    run(dimml, tmp_path, "--epochs", "3", "--warmup", "1", "--fusion-epochs", "1")
     before, *after = [state["effective"] for state in saved]
-    assert before == {} and all(set(dims) == {"audio", "image"} for dims in after)
+    assert before == {} and set(after[0]) == set(NAMES)
     for dims in after[1:]:
         torch.testing.assert_close(dims, after[0])
 
 
 # ---- udi.py --------------------------------------------------------------------------------------
-@pytest.mark.parametrize("n_modalities,anchor,complement,init,fixed", [
-    (2, "audio", "club", "scratch", None),      # the anchor's features are computed once
-    (3, "image", "cka", "stage1", None),        # they are augmented, so computed at each step
-    (3, "depth", "club", "scratch", [0.25, 4.0]),
+@pytest.mark.parametrize("anchor,complement,init,fixed", [
+    ("audio", "club", "scratch", None),         # the anchor's features are computed once
+    ("image", "cka", "stage1", [0.25, 4.0]),    # they are augmented, so computed at each step
 ])
-def test_a_step_of_each_stage_of_udi(n_modalities, anchor, complement, init, fixed, tmp_path,
-                                     saved):
+def test_a_step_of_each_stage_of_udi(anchor, complement, init, fixed, tmp_path, saved):
     flags = ["--anchor", anchor, "--complement", complement, "--follower-init", init,
              "--variance", "0.2", "--temperature", "0.3"]
     if fixed:
         flags += ["--interaction", *map(str, fixed)]
-    result, ds, generator = run(udi, n_modalities, tmp_path, *flags)
+    result, ds, generator = run(udi, tmp_path, *flags)
     model = udi.UDI(ds.in_channels, 3)
-    names = NAMES[:n_modalities]
-    stages = [(m, "alone") for m in (names if init == "stage1" else [anchor])]
-    stages += [(m, "guided") for m in names if m != anchor]
+    stages = [(m, "alone") for m in (NAMES if init == "stage1" else [anchor])]
+    stages += [(m, "guided") for m in NAMES if m != anchor]
     assert [(e["modality"], e["stage"]) for e in result["epochs"]] == stages
 
     for state, (m, stage) in zip(saved, stages):
@@ -243,10 +229,10 @@ def test_a_step_of_each_stage_of_udi(n_modalities, anchor, complement, init, fix
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             model.encoders[m].load_state_dict(SmallEncoder(ds.in_channels[m]).state_dict())
             model.heads[m].reset_parameters()
-        before = copied(model)
+        before = copy.deepcopy(model.state_dict())
         both = stage == "guided" and anchor == "image"
-        inputs, y, index = batch_of(ds.only(*(n for n in names if n == m or both and n == anchor)),
-                                    generator)
+        loaded = ds.only(*(n for n in NAMES if n == m or both and n == anchor))
+        inputs, y, index = batch_of(loaded, generator)
         encoders, heads = model.double().eval().encoders, model.heads
         z = encoders[m].train()(inputs[m])
         loss = {m: F.cross_entropy(heads[m](z), y)}
@@ -260,7 +246,8 @@ def test_a_step_of_each_stage_of_udi(n_modalities, anchor, complement, init, fix
                 complementary = udi.complementary_loss(z_a, z, 0.2)
             terms = [loss[m], udi.consistency_loss(heads[anchor](z_a), heads[m](z)), complementary]
             g = [torch.autograd.grad(term, z, retain_graph=True)[0] for term in terms]
-            cosines = udi.alignment(*g)
+            cosines = torch.stack([(g[0] * term).sum() / g[0].norm() / term.norm()
+                                   for term in g[1:]])
             smoothed = 0.1 * cosines                    # from zero, in each stage
             torch.testing.assert_close(state["cosines"].double(), smoothed, rtol=1e-3, atol=1e-6)
             alpha, beta = fixed or (smoothed / 0.3).softmax(0).tolist()
