@@ -1,9 +1,11 @@
 """Whole runs on a tiny dataset: names, what is written, that it repeats, that nothing is lost."""
 
 import importlib.util
+import io
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -87,6 +89,8 @@ def check_result(name, result):
     *_, n_epochs, ours, own = RUNS[name]
     assert (result["n_train"], result["n_val"], result["n_test"]) == (30, 6, 12)
     assert [epoch["epoch"] for epoch in result["epochs"]] == list(range(n_epochs))
+    decimals = re.findall(r"\d\.(\d+)", json.dumps([result["test"], result["epochs"][0]["test"]]))
+    assert max(map(len, decimals)) <= 5                     # a file of 2,468 items stays small
     assert (set(result["heads"]), set(result["modality_heads"])) == (ours, own)
     assert set(result["probes"]) == BOTH and max(result["probes"].values()) > 0.6
     for group in ("heads", "modality_heads"):
@@ -204,13 +208,15 @@ def test_a_copied_script_is_a_method_of_its_own(tiny, tmp_path, capsys):
     """And what trained its run is kept: which code, from which epoch on."""
     path = tmp_path / "mine.py"
     text = (ROOT / "dimml.py").read_text(encoding="utf-8")
-    path.write_text(text.replace("    tau=50.0,", "    strength=1.0,\n    tau=50.0,"))
+    entries = "    strength=1.0,\n    bold=False,\n    tau=50.0,"
+    path.write_text(text.replace("    tau=50.0,", entries))
     argv = ["--dataset", tiny, "--batch-size", "8", "--epochs", "2", "--warmup", "1",
-            "--fusion-epochs", "1", "--strength", "2", "--out", str(tmp_path / "runs"), "--resume"]
+            "--fusion-epochs", "1", "--bold", "--strength", "2", "--out", str(tmp_path / "runs"),
+            "--resume"]
     stopped(load(path), argv)
     path.write_text(path.read_text() + "# changed\n")
     result = load(path).main(argv)
-    assert (tmp_path / "runs/mine.strength2-tiny-official-seed0.json").exists()
+    assert (tmp_path / "runs/mine.strength2.bold1-tiny-official-seed0.json").exists()
     first, second = result["code"]
     assert (first["epoch"], second["epoch"]) == (0, 1) and first["sha256"] != second["sha256"]
     assert capsys.readouterr().err.count("has changed since") == 1
@@ -219,7 +225,7 @@ def test_a_copied_script_is_a_method_of_its_own(tiny, tmp_path, capsys):
     assert not capsys.readouterr().err
     path.write_text(path.read_text() + "# again\n")
     assert load(path).main(argv)["code"] == result["code"]
-    assert "has changed since mine.strength2" in capsys.readouterr().err
+    assert "has changed since mine.strength2.bold1" in capsys.readouterr().err
 
 
 def test_the_commit_is_the_last_that_touched_the_script_or_data(tmp_path):
@@ -273,9 +279,9 @@ def test_a_half_done_run_is_not_started_over_and_keeps_its_precision(quick, smal
 
 
 def test_the_lock_of_a_run(quick, tmp_path, small):
-    with claim(tmp_path / QUICK_FILE), pytest.raises(DataError, match="of this name is under way"):
+    with claim(tmp_path / QUICK_FILE), pytest.raises(DataError, match="under way in another"):
         joint_baseline.main(quick)
-    assert not list(tmp_path.glob("joint*.pt*"))
+    assert not list(tmp_path.glob("joint*"))
     kept = stopped(joint_baseline, quick)               # its traceback too, as a notebook does
     joint_baseline.main([*quick, "--resume"])
     assert kept.tb
@@ -360,6 +366,14 @@ def test_an_interrupted_run_ends_with_a_line(number, code, tmp_path):
     ending = "interrupted; what was finished" if number else "stopped: nobody reads the output"
     assert errors.strip().splitlines()[-1].startswith(f"joint_baseline.py: {ending}")
     assert not list(runs.glob("*.partial")) and len(list(runs.glob("*.pt"))) == 1
+
+
+@pytest.mark.parametrize("stdout", [io.StringIO(), None])       # as a notebook's, and closed
+def test_a_run_without_a_usual_output(stdout, quick, tmp_path, small, monkeypatch, sigterm):
+    monkeypatch.setattr(sys, "stdout", stdout)
+    with exit_codes("x.py"):
+        joint_baseline.main(quick)
+    assert (tmp_path / f"{QUICK_FILE}.json").exists()
 
 
 # ---- nothing impossible begins -------------------------------------------------------------------
