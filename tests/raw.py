@@ -105,19 +105,17 @@ UCF = ["v_Biking_g01_c01", "v_Biking_g02_c01", "v_Skiing_g01_c01", "v_Skiing_g02
 
 
 def ucf_lists(root):
-    put(root / "ucfTrainTestlist/classInd.txt", b"1 Biking\n2 Skiing\n")
-    for part, group in (("train", "g02"), ("test", "g01")):
-        label = {"Biking": " 1", "Skiing": " 2"} if part == "train" else {}
-        rows = [(clip.split("_")[1], clip) for clip in UCF if group in clip]
-        (root / f"ucfTrainTestlist/{part}list01.txt").write_text(
-            "".join(f"{kind}/{clip}.avi{label.get(kind, '')}\n" for kind, clip in rows))
+    lists = root / "ucfTrainTestlist"
+    put(lists / "classInd.txt", b"1 Biking\n2 Skiing\n")
+    put(lists / "trainlist01.txt", b"Biking/v_Biking_g02_c01.avi 1\nSkiing/v_Skiing_g02_c01.avi 2\n")
+    put(lists / "testlist01.txt", b"Biking/v_Biking_g01_c01.avi\nSkiing/v_Skiing_g01_c01.avi\n")
 
 
-def moving(n=20, size=(64, 48), step=2):
-    """A soft random texture that moves `step` pixels to the right a frame: uint8 (n, H, W, 3)."""
+def moving(n=20, step=2):
+    """A soft random texture that moves `step` pixels to the right a frame: uint8 (n, 48, 64, 3)."""
     rng = np.random.default_rng(0)
-    texture = np.kron(rng.integers(40, 215, (size[1] // 8, 40)), np.ones((8, 8)))
-    frames = [texture[:, 160 - step * i:160 - step * i + size[0]] for i in range(n)]
+    texture = np.kron(rng.integers(40, 215, (6, 40)), np.ones((8, 8)))
+    frames = [texture[:, 160 - step * i:224 - step * i] for i in range(n)]
     return np.stack(frames).astype(np.uint8)[..., None].repeat(3, -1)
 
 
@@ -140,8 +138,6 @@ def ucf_pictures(root):
 
 CUBE = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], float)
 CUBE_FACES = [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]]
-
-
 WEDGE = CUBE * [1, 1, 1 / 3]
 WEDGE[CUBE[:, 1] == 0, 2] *= 3         # tall in front, low behind: its two sides tell them apart
 

@@ -5,13 +5,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import raw
 from conftest import REAL, odd_decoder, prepared, real
+from PIL import Image
 
 from data import ave, cremad, info, modelnet40, open_dataset, prepare, store, ucf101
 from data.media import BadFile
@@ -21,16 +21,13 @@ OFFICIAL = {"official": (22, 0, 8)}         # of raw.cremad
 MODULES = {"cremad": cremad, "ave": ave, "ucf101": ucf101, "modelnet40": modelnet40}
 
 
-def digests(folder):
-    return {path.name: store.sha256(path) for path in folder.iterdir()}
-
-
 # ---- what comes out ------------------------------------------------------------------------------
 def test_cremad(tmp_path, expect, capsys, monkeypatch):
     ids = raw.cremad(tmp_path / "raw")
     with open(tmp_path / "raw/train.csv", "a") as file:         # of which there are no files
         file.write("1076_MTI_SAD_XX,SAD\n1064_IEO_DIS_MD,DIS\n1064_TIE_SAD_XX,SAD\n")
-    expect(cremad, **OFFICIAL)
+    monkeypatch.setattr(cremad, "ACTORS", ["1001", "1002", "1003", "1004", "1005"])
+    expect(cremad, **OFFICIAL, fold0=(18, 6, 6))
     folder = prepared("cremad", tmp_path)
     assert "note: left out, as they are known to be bad: 1076" in capsys.readouterr().out
     ds = open_dataset("cremad", tmp_path / "out", split="fold0")
@@ -49,17 +46,14 @@ def test_cremad(tmp_path, expect, capsys, monkeypatch):
     for line in ("split official: 22 train, 8 test", "in both train and test: 5 (1001, 1002,",
                  "split fold0: 18 train, 6 val, 6 test", "in both train and test: 0"):
         assert line in printed
+    with Image.open("cremad-contact-sheet.png") as sheet:
+        assert len(sheet.getcolors(99_999)) > 50
 
-
-def test_the_actors_of_a_fold_are_asserted_and_without_lists_there_are_folds_alone(
-        tmp_path, expect, monkeypatch, capsys):
-    raw.cremad(tmp_path / "raw", actors=(1001, 1003, 1006))
-    (tmp_path / "raw/train.csv").unlink()
-    assert list(cremad.index(tmp_path / "raw").splits) == [f"fold{k}" for k in range(5)]
-    expect(cremad, fold3=(6, 6, 6))
-    monkeypatch.setattr(cremad, "ACTORS", ["1001", "1003", "1005"])
+    shutil.rmtree(folder)
+    (tmp_path / "raw/train.csv").unlink()           # without lists there are folds alone
+    cremad.ACTORS.append("1006")
     prepared("cremad", tmp_path, code=2)
-    assert "split fold3: missing, or not in the part where they belong: 1005, 1006" in (
+    assert "split fold0: missing, or not in the part where they belong: 1006" in (
         capsys.readouterr().err)
 
 
@@ -79,14 +73,10 @@ def test_ave(tmp_path, expect):
         assert np.abs(grey[item] - middles * 25).max() < 8, name       # 25 grey levels a second
 
 
-def test_ucf101_from_videos(tmp_path, expect, monkeypatch, capsys):
+def test_ucf101_from_videos(tmp_path, expect):
+    pytest.importorskip("cv2.optflow", reason="flow needs opencv-contrib-python-headless")
     raw.ucf_videos(tmp_path / "raw")
     expect(ucf101, 2, official=(2, 0, 2))
-    with monkeypatch.context() as without:
-        without.setitem(sys.modules, "cv2", None)
-        prepared("ucf101", tmp_path, code=2)
-    assert "pip install opencv-contrib-python-headless" in capsys.readouterr().err
-    pytest.importorskip("cv2.optflow", reason="flow needs opencv-contrib-python-headless")
     ds = open_dataset(prepared("ucf101", tmp_path))
     flow = (ds.modalities["flow"].array[0].astype(float) - 127.5) * 40 / 255
     u, v = np.median(flow[:, :, 64:192, 64:192], (0, 2, 3))
@@ -159,17 +149,11 @@ def test_the_real_lists_have_the_counts_and_actors_that_are_asserted(monkeypatch
 
 
 # ---- what is wrong is said before anything is decoded --------------------------------------------
-def added(name, line):
-    def change(root):
-        with open(root / name, "a") as file:
-            file.write(line)
-    return change
-
-
 WRONG = [       # dataset, how it is made, what is changed, what is said
-    ("ave", raw.ave, added("valSet.txt", "Bark;video_1\n"), "is not Category&VideoID"),
+    ("ave", raw.ave, lambda r: (r / "valSet.txt").write_text("Bark;video_1\n"),
+     "is not Category&VideoID"),
     ("ave", raw.ave, lambda r: (r / "AVE/video_3.mp4").unlink(), "1 files are missing"),
-    ("ave", raw.ave, added("testSet.txt", "Bark&video_1&good&1&9\n"),
+    ("ave", raw.ave, lambda r: (r / "testSet.txt").write_text("Bark&video_1&good&1&9\n"),
      "testSet.txt: 'video_1 1-9 Bark' stands in another list too"),
     ("cremad", raw.cremad, lambda r: shutil.rmtree(r / "AudioWAV"), "no folder AudioWAV"),
 ]
@@ -263,11 +247,11 @@ def test_killed_and_interrupted_it_goes_on_and_ends_with_the_same_bytes(tmp_path
     assert process.returncode == 130 and "Traceback" not in error and time.monotonic() - start < 5
     assert "interrupted; what was finished is kept" in error
 
-    killed = digests(prepared("modelnet40", tmp_path))
+    killed = (prepared("modelnet40", tmp_path) / "SHA256SUMS").read_text()
     assert "1/1" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["modelnet40"]
     shutil.rmtree(tmp_path / "out")
-    assert digests(prepared("modelnet40", tmp_path)) == killed
+    assert (prepared("modelnet40", tmp_path) / "SHA256SUMS").read_text() == killed
 
 
 def test_a_decoder_that_breaks_one_that_hangs_and_a_worker_that_dies_lose_nothing(tmp_path):
