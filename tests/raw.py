@@ -16,6 +16,11 @@ def put(path, content=b""):
     return path
 
 
+def cut(path, share=0.6):
+    """The first part of a file, in its place."""
+    return put(path, path.read_bytes()[:int(path.stat().st_size * share)])
+
+
 def tone(seconds, rate, hertz=440.0, channels=1):
     """(channels, L) float32 sine."""
     sine = 0.3 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)
@@ -107,7 +112,8 @@ UCF = ["v_Biking_g01_c01", "v_Biking_g02_c01", "v_Skiing_g01_c01", "v_Skiing_g02
 def ucf_lists(root):
     lists = root / "ucfTrainTestlist"
     put(lists / "classInd.txt", b"1 Biking\n2 Skiing\n")
-    put(lists / "trainlist01.txt", b"Biking/v_Biking_g02_c01.avi 1\nSkiing/v_Skiing_g02_c01.avi 2\n")
+    put(lists / "trainlist01.txt",
+        b"Biking/v_Biking_g02_c01.avi 1\nSkiing/v_Skiing_g02_c01.avi 2\n")
     put(lists / "testlist01.txt", b"Biking/v_Biking_g01_c01.avi\nSkiing/v_Skiing_g01_c01.avi\n")
 
 

@@ -127,7 +127,6 @@ def test_val_is_carved_from_train_by_class_and_by_group():
 
 @pytest.mark.parametrize("name,split,said", [
     ("ave", None, "python -m data.prepare ave --raw DIR"),
-    ("avmnist", None, "python -m results.sets avmnist --raw DIR$"),
     ("nowhere", None, "neither as a path nor under"),
     ("synthetic", "clean", "no split 'clean': it has official")])
 def test_a_dataset_that_is_not_there_says_how_to_get_it(name, split, said, tmp_path):
