@@ -132,7 +132,7 @@ def test_modelnet40_points_shows_the_nearest_point_of_each_side(made):
 @pytest.mark.parametrize("name,file,damage,reason", [
     ("avmnist", "recordings/3_ann_2.wav", raw.cut, "3_ann_2.wav: is cut off"),
     ("avmnist", "recordings/3_ann_2.wav", Path.unlink, "the files here make (60, 0, 49)"),
-    ("avmnist", "MNIST/raw/train-images-idx3-ubyte", raw.cut, "ubyte: cannot be used: RuntimeError"),
+    ("avmnist", "MNIST/raw/train-images-idx3-ubyte", raw.cut, "cannot be used: RuntimeError"),
     ("utdmhad", "Inertial/a1_s2_t1_inertial.mat",
      lambda path: savemat(path, {"d_iner": np.ones((9, 5))}), "of shape (5, 1, 128), unlike"),
     ("modelnet40_points", "kind07/train/kind07_0001.npy",
