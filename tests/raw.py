@@ -80,9 +80,9 @@ def without_packets(path, start, stop, kind="audio"):
                  or not start <= packet.pts * packet.time_base < stop)
 
 
-def cremad(root, actors=range(1001, 1006)):
-    """Each actor with all six emotions; a list that puts every fourth clip into test."""
-    ids = [f"{actor}_IEO_{emotion}_XX" for actor in actors
+def cremad(root):
+    """Five actors with all six emotions; a list that puts every fourth clip into test."""
+    ids = [f"{actor}_IEO_{emotion}_XX" for actor in range(1001, 1006)
            for emotion in ("NEU", "HAP", "SAD", "FEA", "DIS", "ANG")]
     for name in ids:
         wav(root / f"AudioWAV/{name}.wav", tone(1.2, 16_000), 16_000)
@@ -92,16 +92,16 @@ def cremad(root, actors=range(1001, 1006)):
     return ids
 
 
-def ave(root, n=8):
-    """n videos of ten seconds with one event each; the first also in test, that of val also in
+def ave(root):
+    """Eight videos of ten seconds with one event each; the first also in test, that of val also in
     train, as another category."""
     rows = []
-    for i in range(n):
+    for i in range(8):
         media(root / f"AVE/video_{i}.mp4", 10, fps=5, audio="aac")
         rows.append(f"{('Church bell', 'Bark')[i % 2]}&video_{i}&good&{i % 3}&{10 - i % 4}")
     header = "Category&VideoID&Quality&StartTime&EndTime"
     (root / "trainSet.txt").write_text("\n".join(
-        [header, *rows[:-2], "Bark&video_1&good&0&0", f"Bark&video_{n - 2}&good&0&10"]))
+        [header, *rows[:-2], "Bark&video_1&good&0&0", "Bark&video_6&good&0&10"]))
     (root / "valSet.txt").write_text(rows[-2] + "\n")
     (root / "testSet.txt").write_text(rows[-1] + "\nBark&video_0&good&0&10\n")
 

@@ -16,8 +16,6 @@ from data import ave, cremad, info, modelnet40, open_dataset, prepare, store, uc
 from data.media import BadFile
 from data.prepare import Item
 
-OFFICIAL = {"official": (22, 0, 8)}         # of raw.cremad
-
 
 # ---- what comes out ------------------------------------------------------------------------------
 def test_cremad(tmp_path, expect, capsys, monkeypatch):
@@ -25,7 +23,7 @@ def test_cremad(tmp_path, expect, capsys, monkeypatch):
     with open(tmp_path / "raw/train.csv", "a") as file:         # of which there are no files
         file.write("1076_MTI_SAD_XX,SAD\n1064_IEO_DIS_MD,DIS\n1064_TIE_SAD_XX,SAD\n")
     monkeypatch.setattr(cremad, "ACTORS", ["1001", "1002", "1003", "1004", "1005"])
-    expect(cremad, **OFFICIAL, fold0=(18, 6, 6))
+    expect(cremad, official=(22, 0, 8), fold0=(18, 6, 6))
     folder = prepared("cremad", tmp_path)
     assert "note: left out, as they are known to be bad: 1076" in capsys.readouterr().out
     ds = open_dataset("cremad", tmp_path / "out", split="fold0")
@@ -171,7 +169,7 @@ def test_an_event_has_its_sound_and_its_picture(seconds, sound, event, reason, t
 def test_skip_bad_accounts_for_every_item_and_what_was_replaced_is_decoded_again(
         tmp_path, expect, capsys, monkeypatch):
     ids = raw.cremad(tmp_path / "raw")
-    expect(cremad, **OFFICIAL)
+    expect(cremad, official=(22, 0, 8))
     sound, picture = (lambda i: tmp_path / f"raw/AudioWAV/{ids[i]}.wav",
                       lambda i: tmp_path / f"raw/VideoFlash/{ids[i]}.flv")
     raw.wav(sound(1), 0 * raw.tone(1, 16_000), 16_000)

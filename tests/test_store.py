@@ -51,7 +51,6 @@ def test_write_and_open_again(tmp_path):
     *((lambda a, m=m, changed=changed: a["modalities"][m].update(changed), message)
       for m, changed, message in (
           ("audio", {"kind": "rgb"}, "modality 'audio': kind 'rgb' is stored as uint8"),
-          ("image", {"scale": (0, 1)}, "not 0 < smallest <= largest <= 1"),
           ("image", {"array": np.full((48, 1, 2, 8, 8), 9, np.uint8)}, "cannot have 2 channels"),
           ("image", {"array": np.ones((48, 1, 3, 8, 8), np.uint8)}, "has no value beyond 1"),
           ("audio", {"array": np.zeros((7, 1, 8, 8), np.float16)}, "has 7 items"),
