@@ -1,12 +1,8 @@
 """Decoding: what comes out of real files, and what is said about files that cannot be used."""
 
-from fractions import Fraction
-
-import av
 import numpy as np
 import pytest
 import raw
-from PIL import Image
 
 from data import ave, media, modelnet40
 from data.media import BadFile
@@ -22,75 +18,58 @@ def pitch(sound):
     return np.abs(np.fft.rfft(sound * np.hanning(len(sound)))).argmax() * 16_000 / len(sound)
 
 
-@pytest.mark.parametrize("rate,channels,codec", [
-    (8_000, 1, "pcm_s16le"), (48_000, 2, "pcm_s24le"), (44_100, 1, "pcm_f32le")])
-def test_sound_of_any_kind_becomes_16_khz_mono(rate, channels, codec, tmp_path):
-    tone = raw.tone(1.5, rate, 440, channels)
-    sound = media.read_audio(raw.wav(tmp_path / "a.wav", tone, rate, codec))
-    assert sound.dtype == np.int16 and abs(len(sound) - 24_000) <= 1 and abs(pitch(sound) - 440) < 1
-    assert abs(np.abs(sound[4000:-4000]).max() / 32768 - 0.3) < 0.01
-
-
-CONTAINERS = [("a.mp4", "mpeg4", "aac"), ("a.flv", "flv1", "mp3"), ("a.mkv", "mpeg4", "aac"),
-              ("b.mkv", "mpeg4", "mp3")]
-AVI = "a.avi", "mpeg4", "mp3"
-
-
-@pytest.mark.parametrize("name,video,audio", [*CONTAINERS[:2], AVI])
-def test_sound_and_picture_of_a_video(name, video, audio, tmp_path):
-    path = raw.media(tmp_path / name, 2.0, video=video, audio=audio, size=(80, 48))
-    sound = media.read_audio(path)
-    assert abs(len(sound) - 32_000) < 1_600 and abs(pitch(sound) - 440) < 2
-    frames, size = media.read_frames(path, parts(2), size=32)
-    assert frames.shape == (2, 3, 32, 32) and size == (48, 80)
-    assert np.abs(frames.mean((1, 2, 3)) - [62, 187]).max() < 12      # at 0.5 and 1.5 s
+def test_sound_becomes_16_khz_mono_and_resampling_keeps_speech_and_folds_nothing_back(tmp_path):
+    for hertz, least, most in ((5000, -0.1, 0.1), (7000, -0.1, 0.1), (8100, -200, -60),
+                               (9000, -200, -60)):
+        tones = raw.tone(1, 44_100, hertz, 2) + raw.tone(1, 44_100, 1000, 2)    # always there
+        sound = media.read_audio(raw.wav(tmp_path / "a.wav", tones, 44_100, np.float32))
+        assert sound.dtype == np.int16 and len(sound) == 16_000
+        spectrum = np.abs(np.fft.rfft(sound[2000:10_000] * np.hanning(8000)))
+        loudest = spectrum[2000:].max() / (0.3 * 32768 * 8000 / 4)              # from 4 kHz on
+        assert least < 20 * np.log10(loudest) < most, hertz                     # in dB
 
 
 def three_seconds_later(packet):
     packet.pts += round(3 / packet.time_base)
     packet.dts = packet.pts
-    return packet
+    return True
 
 
-def test_the_event_is_what_is_read(tmp_path):
+CONTAINERS = [("a.mp4", "mpeg4", "aac"), ("a.flv", "flv1", "mp3"), ("a.mkv", "mpeg4", "aac")]
+
+
+@pytest.mark.parametrize("name,video,audio", CONTAINERS)
+def test_the_event_is_what_is_read(name, video, audio, tmp_path):
     tones = (4, 300), (2, 900), (4, 300)
-    sound = np.concatenate([raw.tone(seconds, 16_000, hertz) for seconds, hertz in tones], 1)
-    path = raw.media(tmp_path / "a.mkv", 10, fps=10, audio="aac", rate=16_000, sound=sound)
+    sound = np.concatenate([raw.tone(seconds, 44_100, hertz) for seconds, hertz in tones], 1)
+    path = raw.media(tmp_path / name, 10, 10, (80, 48), video, audio, sound=sound)
     later = raw.muxed(path, "later", three_seconds_later)            # streams need not begin at 0
     for file, start, stop in ((path, 4, 6), (later, 7, 9)):
         event = media.read_audio(file, start, stop)
         assert len(event) == 32_000 and abs(pitch(event) - 900) < 2
-        frames, _ = media.read_frames(file, lambda begin, end: media.middles(start, stop, 4))
+        frames, size = media.read_frames(file, lambda *_: media.middles(start, stop, 4), size=32)
+        assert frames.shape == (4, 3, 32, 32) and size == (48, 80)
         greys = 250 * np.array([4.25, 4.75, 5.25, 5.75]) / 9.9
         assert np.abs(frames.mean((1, 2, 3)) - greys).max() < 6
 
 
-def level(hertz, folder):
-    """The loudest from 4 to 8 kHz that resampling makes of a tone, in dB of its own level."""
-    sound = raw.tone(1, 44_100, hertz) + raw.tone(1, 44_100, 1000)       # one that is always there
-    path = raw.wav(folder / f"{hertz}.wav", sound, 44_100, "pcm_f32le")
-    spectrum = np.abs(np.fft.rfft(media.read_audio(path)[2000:10_000] * np.hanning(8000)))[2000:]
-    return 20 * np.log10(spectrum.max() / (0.3 * 32768 * 8000 / 4))
-
-
-def test_resampling_keeps_speech_and_folds_nothing_back(tmp_path):
-    assert abs(level(7000, tmp_path)) < 0.1 and abs(level(5000, tmp_path)) < 0.1
-    assert level(8100, tmp_path) < -60 and level(9000, tmp_path) < -60
-
-
-def test_colours_of_a_video_are_those_of_the_standard(tmp_path):
+def test_colours_of_a_video(tmp_path):
     frames = np.ones((3, 48, 64, 3), np.uint8) * np.uint8([60, 90, 220])
     path = raw.media(tmp_path / "a.mkv", fps=3, frames=frames, video="ffv1")
-    frame = media.decode_stream(path, "video")[1][1]
-    y, u, v = (plane.mean() for plane in np.split(frame.to_ndarray(), [48, 60]))
-    y, u, v = 1.164384 * (y - 16), u - 128, v - 128                                  # BT.601
-    right = [y + 1.596027 * v, y - 0.391762 * u - 0.812968 * v, y + 2.017232 * u]
-    for size in (None, 32):
-        assert np.abs(media.to_rgb(frame, size).mean((0, 1)) - right).max() < 0.8
+    pictures, _ = media.read_frames(path, parts(1), 32)
+    assert np.abs(pictures.mean((0, 2, 3)) - [60, 90, 220]).max() < 2
 
 
 @pytest.mark.parametrize("name,video,audio", CONTAINERS[:2])
 def test_sound_stands_at_its_time_behind_packets_that_are_missing(name, video, audio, tmp_path):
+    rng = np.random.default_rng(0)
+
+    def shaken(packet):
+        if packet.stream.type == "audio" and packet.pts > 0:
+            packet.pts += round(rng.uniform(-0.011, 0.011) / packet.time_base)
+            packet.dts = packet.pts
+        return True
+
     sound = np.concatenate([raw.tone(3, 44_100, 400), 0.2 * raw.tone(3, 44_100, 400)], 1)
     path = raw.media(tmp_path / name, 6, video=video, audio=audio, sound=sound)
     whole = media.read_audio(path).astype(int)
@@ -100,40 +79,19 @@ def test_sound_stands_at_its_time_behind_packets_that_are_missing(name, video, a
     assert abs((loud.sum() * 200 + 30_000) / 16_000 - 3) < 0.05         # where it falls, at 3 s
     with pytest.raises(BadFile, match=r"has only 4\.\d+ s of sound in the (5\.9|6\.0)"):
         media.read_audio(raw.without_packets(path, 1.0, 2.1))
+    # time stamps that are not quite right make no holes
+    np.testing.assert_array_equal(media.read_audio(raw.muxed(path, "shaken", shaken)), whole)
 
 
-def test_time_stamps_that_are_not_quite_right_leave_the_sound_whole(tmp_path):
-    path = raw.media(tmp_path / "a.flv", 4, video="flv1", audio="mp3")
-    shaken = media.read_audio(raw.without_packets(path, 9, 9, jitter=0.012))
-    np.testing.assert_array_equal(shaken, media.read_audio(path))
-
-
-def noise(std, channels=1):
-    return np.random.default_rng(0).normal(0, std, (channels, 16_000)).astype(np.float32)
-
-
-@pytest.mark.parametrize("sound,reason", [
-    (0.2 + noise(1 / 32768), "is silent from 0 s on"),
-    (noise(0.1) * np.float32([[1], [-1]]), "is silent from 0 s on, its channels averaged"),
-    (np.concatenate([noise(0.1), noise(0)], 1), "is silent from 1 s on")])
-def test_a_sound_without_sound_is_named(sound, reason, tmp_path):
-    path = raw.wav(tmp_path / "a.wav", sound, 16_000, "pcm_f32le")
-    with pytest.raises(BadFile, match=reason):
-        media.read_audio(path, *((1, 2) if "from 1" in reason else ()))
-
-
-def test_a_video_of_variable_rate_is_read_by_its_clock(tmp_path):
-    with av.open(str(tmp_path / "a.mp4"), "w") as out:
-        stream = out.add_stream("mpeg4", rate=25)
-        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 48, "yuv420p", 2_000_000
-        for i, at in enumerate([0, 1, 2, 3, 4, 5, 50, 75, 99]):     # six in a quarter second
-            grey = np.full((48, 64, 3), 25 * i, np.uint8)
-            frame = av.VideoFrame.from_ndarray(grey, format="rgb24")
-            frame.pts, frame.time_base = at, Fraction(1, 25)
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
-    frames, _ = media.read_frames(tmp_path / "a.mp4", lambda *_: media.middles(0, 4, 4), 32)
-    assert np.abs(frames.mean((1, 2, 3)) - 25 * np.array([5, 6, 6, 8])).max() < 6   # 0.5, 1.5, ...
+def test_a_sound_without_sound_is_named(tmp_path):
+    noise = np.random.default_rng(0).normal(0, 0.1, (1, 32_000)).astype(np.float32)
+    opposite = raw.wav(tmp_path / "a.wav", 0.2 + noise * np.float32([[1], [-1]]), 16_000)
+    with pytest.raises(BadFile, match="is silent from 0 s on, its channels averaged"):
+        media.read_audio(opposite)
+    noise[:, 16_000:] = 0
+    half = raw.wav(tmp_path / "b.wav", noise, 16_000)
+    with pytest.raises(BadFile, match="is silent from 1 s on"):
+        media.read_audio(half, 1, 2)
 
 
 def test_a_picture_with_a_hole_is_named(tmp_path):
@@ -171,54 +129,26 @@ def test_a_riff_is_judged_by_what_is_there(length, name, tmp_path):
             READ[name](path)
 
 
-@pytest.mark.parametrize("name,video,audio", [*CONTAINERS, AVI])
+@pytest.mark.parametrize("name,video,audio", CONTAINERS)
 def test_a_file_that_lacks_its_last_tenth_is_named(name, video, audio, tmp_path):
     path = raw.media(tmp_path / name, 5, video=video, audio=audio, frames=raw.moving(125, step=1))
     if name == "a.mp4":
         path = raw.muxed(path, "fast", movflags="faststart")        # as it comes from the web
-    cut(path, 0.9)
+    raw.cut(path, 0.9)
     for read in (media.read_audio, lambda path: media.read_frames(path, parts(3))):
         with pytest.raises(BadFile, match="is cut off"):
             read(path)
 
 
-def cut(path, share):
-    path.write_bytes(path.read_bytes()[:int(path.stat().st_size * share)])
-    return path
-
-
-def first_frame(path):
-    return media.read_frames(path, parts(1))
-
-
-LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
-
-
-def written(path, content):
-    path.write_bytes(content)
-    return path
-
-
-def wav(folder, seconds):
-    return raw.wav(folder / "a.wav", raw.tone(seconds, 16_000), 16_000)
-
-
-def picture(folder):
-    pixels = np.random.default_rng(0).integers(0, 255, (40, 30, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(folder / "a.jpg")
-    return folder / "a.jpg"
-
-
 @pytest.mark.parametrize("make,read,reason", [
     (lambda p: p / "no.wav", media.read_audio, "is missing"),
-    (lambda p: written(p / "a.wav", b""), media.read_audio, "is empty"),
-    (lambda p: written(p / "a.flv", LFS), media.read_audio, "Git LFS pointer"),
-    (lambda p: written(p / "a.mp4", b"nonsense" * 99), media.read_audio, "cannot be decoded"),
+    (lambda p: raw.put(p / "a.wav"), media.read_audio, "is empty"),
     (lambda p: raw.media(p / "a.mp4"), media.read_audio, "has no sound"),
-    (lambda p: wav(p, 1), first_frame, "has no picture"),
-    (lambda p: wav(p, 0.01), media.read_audio, "has only 0.010 s of sound"),
-    (lambda p: cut(raw.media(p / "a.mp4", 4), 0.5), first_frame, "cannot be decoded"),
-    (lambda p: cut(picture(p), 0.5), media.read_picture, "cannot be decoded")])
+    (lambda p: raw.wav(p / "a.wav", raw.tone(0.01, 16_000), 16_000), media.read_audio,
+     "has only 0.010 s of sound"),
+    (lambda p: raw.cut(raw.media(p / "a.mp4", 4, audio="aac"), 0.5), media.read_audio,
+     "cannot be decoded"),
+    (lambda p: raw.put(p / "a.jpg", b"no picture"), media.read_picture, "cannot be decoded")])
 def test_bad_media_are_named_with_a_reason(make, read, reason, tmp_path):
     path = make(tmp_path)
     with pytest.raises(BadFile, match=reason) as error:
@@ -226,19 +156,12 @@ def test_bad_media_are_named_with_a_reason(make, read, reason, tmp_path):
     assert str(path) in str(error.value)
 
 
-def test_a_picture_keeps_its_channels(tmp_path):
-    Image.new("RGB", (6, 4), (10, 20, 30)).save(tmp_path / "a.png")
-    picture = media.resize(media.read_picture(tmp_path / "a.png"), 9)
-    assert picture.shape == (3, 9, 9) and picture[:, 0, 0].tolist() == [10, 20, 30]
-
-
 XYZ = "0 0 0\n1 0 0\n0 1 0\n"      # three vertices
 
 
-@pytest.mark.parametrize("header", ["OFF\n4 3 0\n", "OFF4 3 0\n", "# it\noff\n\n4 3 0 # counts\n"])
-def test_off_with_polygons_colours_and_degenerate_faces(header, tmp_path):
+def test_off_with_a_glued_header_polygons_colours_and_degenerate_faces(tmp_path):
     faces = "3 0 1 2 255 0 0\n2 0 1\n4 0 1 2 3\n"
-    (tmp_path / "a.off").write_text(f"{header}{XYZ}0 0 1\n{faces}")
+    (tmp_path / "a.off").write_text(f"# it\noff4 3 0 # counts\n\n{XYZ}0 0 1\n{faces}")
     vertices, triangles = media.read_off(tmp_path / "a.off")
     assert vertices.tolist() == [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
     assert triangles.tolist() == [[0, 1, 2], [0, 1, 2], [0, 2, 3]]
@@ -246,7 +169,6 @@ def test_off_with_polygons_colours_and_degenerate_faces(header, tmp_path):
 
 @pytest.mark.parametrize("text,reason", [
     ("ply\n", "no OFF mesh"), ("OFF\n3 1 0\n0 0 0\n1 0 0\n", "is cut off"),
-    ("OFF\n3 1 0\n0 0 0\n1 x 0\n0 1 0\n3 0 1 2\n", "a coordinate"),
     ("OFF\n3 1 0\n0 0 nan\n1 0 0\n0 1 0\n3 0 1 2\n", "that is not x y z"),
     (f"OFF\n3 1 0\n{XYZ}3 0 1 -1\n", "corner beyond its 3 vertices"),
     # counts that are not those of the lines: a vertex among the faces, more lines
@@ -288,11 +210,15 @@ def slow_render(vertices, triangles, azimuth, elevation, size):
 @pytest.mark.parametrize("azimuth", [0, 180, 40])
 def test_render_is_a_ray_casters_picture(azimuth):
     rng = np.random.default_rng(azimuth)
-    vertices, triangles = rng.normal(size=(12, 3)), rng.integers(0, 12, (9, 3))
+    triangles = rng.integers(0, 12, (9, 3))
     triangles = triangles[[len(set(t)) == 3 for t in triangles]]
+    used, triangles = np.unique(triangles, return_inverse=True)
+    vertices, triangles = rng.normal(size=(len(used), 3)), triangles.reshape(-1, 3)
     expected = slow_render(vertices, triangles, azimuth, 30, 64)
     expected = expected.reshape(32, 2, 32, 2).mean((1, 3)) * 255
-    got = media.render(vertices, triangles, azimuth, size=32)
+    # what cannot be seen does not shrink the picture: a face without extent, a corner of no face
+    vertices, far = np.concatenate([vertices, np.full((3, 3), 9)]), len(used)
+    got = media.render(vertices, np.concatenate([triangles, [[far, far + 1, 0]]]), azimuth, size=32)
     assert got.shape == (1, 32, 32) and got.dtype == np.uint8
     assert (np.abs(got[0] - expected) > 2).mean() < 0.01        # a rim may round the other way
     assert (got != 255).mean() > 0.1
@@ -303,15 +229,3 @@ def test_front_is_the_side_of_negative_y_and_rear_the_other(tmp_path):
     views, _ = modelnet40.decode(Item("a", 0, "a", [str(path)]))
     front, rear = ((views[name] < 255).mean() for name in ("front", "rear"))
     assert rear > 1.3 * front       # from behind one sees the slope, in front the wall hides it
-    with pytest.raises(ValueError, match="no extent"):
-        media.render(np.ones((3, 3)), np.array([[0, 1, 2]]), 0)
-
-
-def test_what_cannot_be_seen_does_not_shrink_the_picture(tmp_path):
-    triangles = media.read_off(raw.off(tmp_path / "cube.off"))[1]
-    alone = media.render(raw.CUBE, triangles, 0)
-    far = np.array([[9.0, 9, 9], [9, 9, 9]])        # no face uses them, or one without extent
-    more = np.concatenate([raw.CUBE, far])
-    for faces in (triangles, np.concatenate([triangles, [[8, 9, 0], [0, 8, 8]]])):
-        np.testing.assert_array_equal(media.render(more, faces, 0), alone)
-    assert (alone < 255).mean() > 0.4

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -17,22 +16,16 @@ from data import ave, cremad, info, modelnet40, open_dataset, prepare, store, uc
 from data.media import BadFile
 from data.prepare import Item
 
-OFFICIAL = {"official": (22, 0, 8)}         # of raw.cremad
-MODULES = {"cremad": cremad, "ave": ave, "ucf101": ucf101, "modelnet40": modelnet40}
-
-
-def digests(folder):
-    return {path.name: store.sha256(path) for path in folder.iterdir()}
-
 
 # ---- what comes out ------------------------------------------------------------------------------
 def test_cremad(tmp_path, expect, capsys, monkeypatch):
     ids = raw.cremad(tmp_path / "raw")
     with open(tmp_path / "raw/train.csv", "a") as file:         # of which there are no files
         file.write("1076_MTI_SAD_XX,SAD\n1064_IEO_DIS_MD,DIS\n1064_TIE_SAD_XX,SAD\n")
-    expect(cremad, **OFFICIAL)
+    monkeypatch.setattr(cremad, "ACTORS", ["1001", "1002", "1003", "1004", "1005"])
+    expect(cremad, official=(22, 0, 8), fold0=(18, 6, 6))
     folder = prepared("cremad", tmp_path)
-    assert "note: left out, as they are known to be bad: 1076_MTI_SAD_XX" in capsys.readouterr().out
+    assert "note: left out, as they are known to be bad: 1076" in capsys.readouterr().out
     ds = open_dataset("cremad", tmp_path / "out", split="fold0")
     assert ds.classes == ["NEU", "HAP", "SAD", "FEA", "DIS", "ANG"] and ds.ids == sorted(ids)
     assert [ds.classes[label] for label in ds.labels] == [item.split("_")[2] for item in ds.ids]
@@ -49,19 +42,13 @@ def test_cremad(tmp_path, expect, capsys, monkeypatch):
     for line in ("split official: 22 train, 8 test", "in both train and test: 5 (1001, 1002,",
                  "split fold0: 18 train, 6 val, 6 test", "in both train and test: 0"):
         assert line in printed
+    assert (tmp_path / "cremad-contact-sheet.png").stat().st_size > 20_000
 
-
-def test_the_actors_of_a_fold_are_asserted_and_without_lists_there_are_folds_alone(
-        tmp_path, expect, monkeypatch, capsys):
-    raw.cremad(tmp_path / "raw", actors=(1001, 1003, 1006), empty=True)
-    (tmp_path / "raw/train.csv").unlink()
-    index = cremad.index(tmp_path / "raw")
-    assert list(index.splits) == [f"fold{k}" for k in range(5)]
-    assert "only the folds are made" in index.notes[-1]
-    expect(cremad, fold3=(6, 6, 6))
-    monkeypatch.setattr(cremad, "ACTORS", ["1001", "1003", "1005"])
+    shutil.rmtree(folder)
+    (tmp_path / "raw/train.csv").unlink()           # without lists there are folds alone
+    cremad.ACTORS.append("1006")
     prepared("cremad", tmp_path, code=2)
-    assert "split fold3: missing, or not in the part where they belong: 1005, 1006" in (
+    assert "split fold0: missing, or not in the part where they belong: 1006" in (
         capsys.readouterr().err)
 
 
@@ -81,14 +68,10 @@ def test_ave(tmp_path, expect):
         assert np.abs(grey[item] - middles * 25).max() < 8, name       # 25 grey levels a second
 
 
-def test_ucf101_from_videos(tmp_path, expect, monkeypatch, capsys):
+def test_ucf101_from_videos(tmp_path, expect):
+    pytest.importorskip("cv2.optflow", reason="flow needs opencv-contrib-python-headless")
     raw.ucf_videos(tmp_path / "raw")
     expect(ucf101, 2, official=(2, 0, 2))
-    with monkeypatch.context() as without:
-        without.setitem(sys.modules, "cv2", None)
-        prepared("ucf101", tmp_path, code=2)
-    assert "pip install opencv-contrib-python-headless" in capsys.readouterr().err
-    pytest.importorskip("cv2.optflow", reason="flow needs opencv-contrib-python-headless")
     ds = open_dataset(prepared("ucf101", tmp_path))
     flow = (ds.modalities["flow"].array[0].astype(float) - 127.5) * 40 / 255
     u, v = np.median(flow[:, :, 64:192, 64:192], (0, 2, 3))
@@ -99,7 +82,7 @@ def test_ucf101_from_videos(tmp_path, expect, monkeypatch, capsys):
         ucf101.from_video(holed)
 
 
-def test_ucf101_from_published_pictures(tmp_path, expect):
+def test_ucf101_from_published_pictures_which_are_paired_by_their_numbers(tmp_path, expect):
     raw.ucf_pictures(tmp_path / "raw")
     expect(ucf101, 2, official=(2, 0, 2))
     ds = open_dataset(prepared("ucf101", tmp_path), split="clean")
@@ -108,29 +91,26 @@ def test_ucf101_from_published_pictures(tmp_path, expect):
     assert rgb.frame[0].tolist() == [26, 34] and abs(rgb.array[0].mean() - 70) < 2     # frame 7
     ten = np.arange(102, 112)[:, None] + [0, 50]                        # from the second on
     assert np.abs(flow[0].mean((2, 3)) - ten).max() < 2
-
-
-@pytest.mark.parametrize("missing,said", [
-    ("frames/frame000007", "frame000008.jpg where picture 7 should be"),
-    ("u/frame000012", "u: holds flow of 11 frames, .*v of 12"),
-    ("u", "holds flow of 0 frames, .*v of 12")])
-def test_flow_and_frames_are_paired_by_their_numbers(missing, said, tmp_path):
-    folders = [tmp_path / name for name in ("frames", "u", "v")]
-    for folder in folders:
-        for n in range(1, 13):
-            raw.grey(folder / f"frame{n:06d}.jpg", n)
-    (folders[0] / "._frame000001.jpg").touch()              # macOS leaves them
-    assert abs(ucf101.from_pictures(*folders)[0].mean() - 7) < 1
-    missing = tmp_path / missing
-    shutil.rmtree(missing) if missing.is_dir() else missing.with_suffix(".jpg").unlink()
-    with pytest.raises(BadFile, match=said):
+    folders = [tmp_path / "raw" / name / raw.UCF[0]
+               for name in ("jpegs_256", "tvl1_flow/u", "tvl1_flow/v")]
+    (folders[1] / "frame000012.jpg").unlink()
+    with pytest.raises(BadFile, match="holds flow of 11 frames, .* of 12"):
+        ucf101.from_pictures(*folders)
+    (folders[0] / "frame000007.jpg").unlink()
+    with pytest.raises(BadFile, match="frame000008.jpg where picture 7 should be"):
         ucf101.from_pictures(*folders)
 
 
-def test_modelnet40_and_a_trial(tmp_path, expect):
+def test_modelnet40_its_counts_and_a_trial(tmp_path, expect, capsys):
     raw.modelnet(tmp_path / "raw/deeper")
     for left in ("ModelNet40/bed/train/._bed_0000.off", "__MACOSX/ModelNet40/bed/train/a.off"):
-        raw.touch(tmp_path / "raw/deeper" / left)           # by macOS
+        raw.put(tmp_path / "raw/deeper" / left)             # by macOS
+    prepared("modelnet40", tmp_path, "--skip-bad", code=2)
+    assert "(9843, 0, 2468) train, val and test items, found (8, 0, 4)" in capsys.readouterr().err
+    expect(modelnet40, 40, official=(8, 0, 4))
+    prepared("modelnet40", tmp_path, "--skip-bad", code=2)
+    assert "there are 40 classes, found 2: bed, lamp" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
     expect(modelnet40, 2, official=(8, 0, 4))
     ds = open_dataset(prepared("modelnet40", tmp_path))
     assert ds.classes == ["bed", "lamp"] and list(ds.modalities) == ["front", "rear"]
@@ -146,62 +126,32 @@ def test_modelnet40_and_a_trial(tmp_path, expect):
 def test_the_real_lists_have_the_counts_and_actors_that_are_asserted(monkeypatch):
     monkeypatch.setattr(ucf101, "check_opencv", lambda: None)
     monkeypatch.setattr(ave, "find_folder", lambda raw, name: raw / name)      # no videos there
-    for name in ("cremad", "ave", "ucf101"):
-        index = MODULES[name].index(REAL / name)
-        prepare.check_complete(index, MODULES[name].N_CLASSES, skip_bad=True)
+    for module in (cremad, ave, ucf101):
+        index = module.index(REAL / module.__name__.removeprefix("data."))
+        prepare.check_complete(index, module.N_CLASSES, skip_bad=True)
         groups = {item.id: item.group for item in index.items}
         assert index.expected
         for split in index.splits:
             parts = [{groups[item] for item, code in index.splits[split].items() if code == part}
                      for part in range(3)]
-            if "fold" in split:
-                assert [len(part) for part in parts] == [64 - (split == "fold1"), 9,
-                                                         18 + (split == "fold1")]
             if split != "official":
                 assert len(set.union(*parts)) == sum(map(len, parts)), "a group in two parts"
 
 
 # ---- what is wrong is said before anything is decoded --------------------------------------------
-def text(name, content, mode="w"):
-    def change(root):
-        with open(root / name, mode) as file:
-            file.write(content)
-    return change
-
-
-BIKE, SKIP = "Biking/v_Biking_g02_c01.avi", "--skip-bad"
-WRONG = [       # dataset, how it is made, what is changed, flags, what is said
-    ("ave", raw.ave, lambda r: (r / "valSet.txt").unlink(), [], "valSet.txt is missing"),
-    ("ave", raw.ave, text("valSet.txt", "Bark;video_1\n"), [], "is not Category&VideoID"),
-    ("ave", raw.ave, lambda r: (r / "AVE/video_3.mp4").unlink(), [], "1 files are missing"),
-    ("ave", raw.ave, text("testSet.txt", "Bark&video_1&good&1&9\n"), [SKIP],
-     "testSet.txt: 'video_1 1-9 Bark' stands in another list too"),
-    ("ucf101", raw.ucf_pictures, text("ucfTrainTestlist/trainlist01.txt", f"{BIKE} 1\n", "a"), [],
-     "ids: 'v_Biking_g02_c01' comes more than once"),
-    ("cremad", raw.cremad, text("train.csv", "1001_IEO_XXX_XX,x\n"), [], "1001_IEO_XXX_XX"),
-    ("cremad", raw.cremad, lambda r: shutil.rmtree(r / "AudioWAV"), [], "no folder AudioWAV"),
-]
-
-
-@pytest.mark.parametrize("name,make,change,flags,message", WRONG)
-def test_what_is_wrong_is_said_in_a_line(name, make, change, flags, message, tmp_path, expect,
-                                         capsys):
-    expect(MODULES[name])
-    make(tmp_path / "raw", **{"empty": True} if make in (raw.ave, raw.cremad) else {})
-    change(tmp_path / "raw")
-    prepared(name, tmp_path, *flags, code=2)
-    error = capsys.readouterr().err
-    assert message in error and len(error.splitlines()) == 1
-    assert not (tmp_path / "out").exists()
-
-
-def test_counts_and_classes_are_asserted(tmp_path, expect, capsys):
-    raw.modelnet(tmp_path / "raw", n=3)
-    prepared("modelnet40", tmp_path, SKIP, code=2)
-    assert "(9843, 0, 2468) train, val and test items, found (4, 0, 2)" in capsys.readouterr().err
-    expect(modelnet40, 40, official=(4, 0, 2))
-    prepared("modelnet40", tmp_path, SKIP, code=2)
-    assert "there are 40 classes, found 2: bed, lamp" in capsys.readouterr().err
+def test_what_is_wrong_is_said_in_a_line(tmp_path, expect, capsys):
+    raw.ave(tmp_path / "raw")
+    expect(ave)
+    for change, said in (       # each is seen before those above it
+            (lambda r: (r / "AVE/video_3.mp4").unlink(), "1 files are missing"),
+            (lambda r: (r / "testSet.txt").write_text("Bark&video_1&good&1&9\n"),
+             "testSet.txt: 'video_1 1-9 Bark' stands in another list too"),
+            (lambda r: (r / "valSet.txt").write_text("Bark;video_1\n"), "is not Category&VideoID"),
+            (lambda r: shutil.rmtree(r / "AVE"), "no folder AVE")):
+        change(tmp_path / "raw")
+        prepared("ave", tmp_path, code=2)
+        error = capsys.readouterr().err
+        assert said in error and len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -216,9 +166,10 @@ def test_an_event_has_its_sound_and_its_picture(seconds, sound, event, reason, t
         ave.decode(Item("a", 0, "g", [str(path)], dict(start=event[0], stop=event[1])))
 
 
-def test_skip_bad_accounts_for_every_item(tmp_path, expect, capsys):
+def test_skip_bad_accounts_for_every_item_and_what_was_replaced_is_decoded_again(
+        tmp_path, expect, capsys, monkeypatch):
     ids = raw.cremad(tmp_path / "raw")
-    expect(cremad, **OFFICIAL)
+    expect(cremad, official=(22, 0, 8))
     sound, picture = (lambda i: tmp_path / f"raw/AudioWAV/{ids[i]}.wav",
                       lambda i: tmp_path / f"raw/VideoFlash/{ids[i]}.flv")
     raw.wav(sound(1), 0 * raw.tone(1, 16_000), 16_000)
@@ -232,32 +183,21 @@ def test_skip_bad_accounts_for_every_item(tmp_path, expect, capsys):
         line, = [line for line in said.splitlines() if line.startswith(f"  {ids[number]}: ")]
         assert reason in line
     assert not (tmp_path / "out/cremad").exists()
-    raw.media(picture(5), video="flv1", audio="mp3")        # mended: all else is not done again
-    folder = prepared("cremad", tmp_path, SKIP)
-    captured = capsys.readouterr()
-    assert "going on in" in captured.out and "4/4" in captured.err
-    meta = store.read(folder)[0]
+    with monkeypatch.context() as other:
+        other.setattr(cremad, "APART", 0.6)
+        prepared("cremad", tmp_path, code=2)
+    assert "was begun with other files or other versions" in capsys.readouterr().err
+    raw.media(picture(5), video="flv1", audio="mp3")                        # mended
+    raw.media(picture(0), video="flv1", frames=np.full((25, 48, 64, 3), 200, np.uint8))
+    ds = open_dataset(prepared("cremad", tmp_path, "--skip-bad"), val=0)
+    assert "5/5" in capsys.readouterr().err                 # all else is not done again
+    rgb = ds.modalities["rgb"].array
+    assert np.abs(rgb[ds.ids.index(ids[0])] - 200.0).max() < 9
+    meta = store.read(tmp_path / "out/cremad")[0]
     assert sorted(meta["skipped"]) == sorted([ids[1], ids[3], ids[6]])
     assert meta["expected"]["official"] == {"train": 22, "val": 0, "test": 8}
     assert meta["splits"]["official"] == {"train": 19, "val": 0, "test": 8}
     assert meta["thresholds"]["QUIET"] == 2e-4 and meta["thresholds"]["APART"] == 0.5
-
-
-def test_a_file_replaced_between_two_attempts_is_decoded_again(tmp_path, expect, capsys):
-    raw.modelnet(tmp_path / "raw", n=3)
-    expect(modelnet40)
-    bad, other = (tmp_path / f"raw/ModelNet40/bed/train/bed_000{i}.off" for i in range(2))
-    bad.write_text("nonsense")
-    prepared("modelnet40", tmp_path, code=2)
-    bad.unlink()
-    prepared("modelnet40", tmp_path, code=2)
-    assert "was begun with other files or other versions of the packages: remove it to start" in (
-        capsys.readouterr().err)
-    raw.off(bad, raw.WEDGE)
-    raw.off(other, raw.WEDGE * 2)
-    front = open_dataset(prepared("modelnet40", tmp_path), val=0).modalities["front"].array
-    assert "2/2" in capsys.readouterr().err
-    np.testing.assert_array_equal(front[1], front[2])           # both wedges now
 
 
 # ---- a run that ends early -----------------------------------------------------------------------
@@ -272,34 +212,31 @@ def started(tmp_path, body, n_done):
     return process
 
 
-def test_killed_and_started_again_it_ends_with_the_same_bytes(tmp_path, expect):
+def test_killed_and_interrupted_it_goes_on_and_ends_with_the_same_bytes(tmp_path, expect, capsys):
     raw.modelnet(tmp_path / "raw", n=12)
+    expect(modelnet40)
     process = started(tmp_path, "time.sleep(0.05)", 8)
     process.kill()
     process.communicate(timeout=30)             # ends when no worker holds its stderr any more
     assert not (tmp_path / "out/modelnet40").exists()
     done = np.load(tmp_path / "out/modelnet40.partial/state/done.npy")
     assert 8 <= np.count_nonzero(done) < 24
-    expect(modelnet40)
-    killed = digests(prepared("modelnet40", tmp_path))
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["modelnet40"]
-    shutil.rmtree(tmp_path / "out")
-    assert digests(prepared("modelnet40", tmp_path)) == killed
 
-
-def test_a_second_run_at_the_same_time_is_told_and_an_interrupt_ends_the_first(tmp_path, expect,
-                                                                               capsys):
-    raw.modelnet(tmp_path / "raw", n=4)
-    hangs = "if item.id.endswith('0003'): ctypes.PyDLL(None).sleep(9999)"       # keeps the lock
-    process = started(tmp_path, hangs, 6)
-    expect(modelnet40)
-    prepared("modelnet40", tmp_path, code=2)
+    hangs = "if item.id.endswith('lamp_0003'): ctypes.PyDLL(None).sleep(9999)"  # keeps the lock
+    process = started(tmp_path, hangs, 23)
+    prepared("modelnet40", tmp_path, code=2)            # a second one at the same time
     assert "is being prepared by another process: wait for it" in capsys.readouterr().err
     start = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)               # Ctrl-C reaches all
     _, error = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in error and time.monotonic() - start < 5
     assert "interrupted; what was finished is kept" in error
+
+    killed = (prepared("modelnet40", tmp_path) / "SHA256SUMS").read_text()
+    assert "1/1" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["modelnet40"]
+    shutil.rmtree(tmp_path / "out")
+    assert (prepared("modelnet40", tmp_path) / "SHA256SUMS").read_text() == killed
 
 
 def test_a_decoder_that_breaks_one_that_hangs_and_a_worker_that_dies_lose_nothing(tmp_path):
