@@ -225,7 +225,7 @@ def test_killed_and_interrupted_it_goes_on_and_ends_with_the_same_bytes(tmp_path
     hangs = "if item.id.endswith('lamp_0003'): ctypes.PyDLL(None).sleep(9999)"  # keeps the lock
     process = started(tmp_path, hangs, 23)
     prepared("modelnet40", tmp_path, code=2)            # a second one at the same time
-    assert "is being prepared by another process: wait for it" in capsys.readouterr().err
+    assert "is under way in another process: wait for it" in capsys.readouterr().err
     start = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)               # Ctrl-C reaches all
     _, error = process.communicate(timeout=30)
