@@ -138,3 +138,13 @@ def test_arrays_go_to_the_device_in_slices(monkeypatch):
     array = np.random.default_rng(0).integers(0, 256, (100, 1, 3, 8, 8), dtype=np.uint8)
     monkeypatch.setattr(batches, "SLICE", 7 * array[0].nbytes)
     assert torch.equal(batches.send(array, torch.device("cpu")), torch.from_numpy(array))
+
+
+def test_a_share_of_val_far_from_the_one_asked_for_gives_its_reason(capsys):
+    labels, groups = np.arange(16) % 2, np.repeat([0, 1, 7], [7, 7, 2])
+    ds = Dataset("made", "official", ["a", "b", "c"], {}, labels, list(map(str, labels)), groups,
+                 np.repeat([0, 2], [14, 2]), {}, 0.1)
+    ds.check(2)
+    said = capsys.readouterr().err
+    assert "50% of the training items are held out, not 10%: whole groups" in said
+    assert "no train items of 1 classes: c" in said
