@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import raw
 from conftest import REAL, odd_decoder, prepared, real
+from PIL import Image
 
 from data import ave, cremad, info, modelnet40, open_dataset, prepare, store, ucf101
 from data.media import BadFile
@@ -42,7 +43,8 @@ def test_cremad(tmp_path, expect, capsys, monkeypatch):
     for line in ("split official: 22 train, 8 test", "in both train and test: 5 (1001, 1002,",
                  "split fold0: 18 train, 6 val, 6 test", "in both train and test: 0"):
         assert line in printed
-    assert (tmp_path / "cremad-contact-sheet.png").stat().st_size > 20_000
+    with Image.open(tmp_path / "cremad-contact-sheet.png") as sheet:
+        assert sheet.format == "PNG" and len(sheet.getcolors(99_999)) > 50
 
     shutil.rmtree(folder)
     (tmp_path / "raw/train.csv").unlink()           # without lists there are folds alone
@@ -91,6 +93,8 @@ def test_ucf101_from_published_pictures_which_are_paired_by_their_numbers(tmp_pa
     assert rgb.frame[0].tolist() == [26, 34] and abs(rgb.array[0].mean() - 70) < 2     # frame 7
     ten = np.arange(102, 112)[:, None] + [0, 50]                        # from the second on
     assert np.abs(flow[0].mean((2, 3)) - ten).max() < 2
+    shown = info.picture(ds.modalities["flow"], 0)[0, 0]                # u red, v green
+    assert np.abs(shown - [102.0, 152, 127]).max() < 2
     folders = [tmp_path / "raw" / name / raw.UCF[0]
                for name in ("jpegs_256", "tvl1_flow/u", "tvl1_flow/v")]
     (folders[1] / "frame000012.jpg").unlink()
@@ -222,18 +226,17 @@ def test_killed_and_interrupted_it_goes_on_and_ends_with_the_same_bytes(tmp_path
     done = np.load(tmp_path / "out/modelnet40.partial/state/done.npy")
     assert 8 <= np.count_nonzero(done) < 24
 
-    hangs = "if item.id.endswith('lamp_0003'): ctypes.PyDLL(None).sleep(9999)"  # keeps the lock
-    process = started(tmp_path, hangs, 23)
+    hangs = "if item.id.endswith(('lamp_0009', 'lamp_0010')): ctypes.PyDLL(None).sleep(9999)"
+    process = started(tmp_path, hangs, 22)              # both workers hang, and keep Python's lock
     prepared("modelnet40", tmp_path, code=2)            # a second one at the same time
     assert "is under way in another process: wait for it" in capsys.readouterr().err
-    start = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)               # Ctrl-C reaches all
     _, error = process.communicate(timeout=30)
-    assert process.returncode == 130 and "Traceback" not in error and time.monotonic() - start < 5
+    assert process.returncode == 130 and "Traceback" not in error
     assert "interrupted; what was finished is kept" in error
 
     killed = (prepared("modelnet40", tmp_path) / "SHA256SUMS").read_text()
-    assert "1/1" in capsys.readouterr().err
+    assert "2/2" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["modelnet40"]
     shutil.rmtree(tmp_path / "out")
     assert (prepared("modelnet40", tmp_path) / "SHA256SUMS").read_text() == killed

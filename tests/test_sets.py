@@ -10,7 +10,7 @@ from conftest import ROOT
 from PIL import Image
 from scipy.io import loadmat, savemat
 
-from data import open_dataset
+from data import claim, open_dataset
 from data.synthetic import EMBEDDED, digest
 from results import sets
 
@@ -37,7 +37,10 @@ def prepare(folder):
 
 
 def test_avmnist_is_paired_by_class_and_its_sound_is_where_it_was(made):
-    folder = prepare(made("avmnist"))
+    folder = made("avmnist")
+    with claim(folder), pytest.raises(SystemExit):          # another process makes it
+        prepare(folder)
+    prepare(folder)
     ds, small = open_dataset(folder, val=0), open_dataset(folder, split="small", val=0)
     assert set(np.array(ds.ids)[small.indices("train")]) == {
         f"{digit}_ann_{index}" for digit in range(10) for index in range(5, 9)}
