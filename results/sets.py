@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from scipy.io import loadmat
 from torchaudio.transforms import MelSpectrogram
-from torchvision.datasets.mnist import read_image_file, read_label_file
+from torchvision.datasets import MNIST
 
 from data import store
 from data.media import RATE, BadFile, check_file, read_audio
-from data.run import claim, exit_codes
+from data.run import claim, exit_codes, first_line
 from data.store import UNUSED, DataError, check
 
 TRAIN, VAL, TEST = 0, 1, 2
@@ -38,7 +38,8 @@ COUNTS = {      # train, val and test items of the complete sets; utdmhad's val 
 
 
 def avmnist(raw):
-    """recordings/{digit}_{speaker}_{index}.wav and the four MNIST files in MNIST/raw.
+    """recordings/{digit}_{speaker}_{index}.wav and MNIST's four files in MNIST/raw; torchvision
+    unpacks those that lie there as .gz, and downloads what is missing.
 
     audio  (N, 1, 32, 32) log-mel spectrogram
     image  (N, 1, 1, 28, 28), another picture of the digit for each recording of it
@@ -53,9 +54,12 @@ def avmnist(raw):
     audio = read(log_mel, [raw / f"recordings/{name}.wav" for name in ids])
     image = np.zeros((len(ids), 1, 1, 28, 28), np.uint8)
     rng = np.random.default_rng(0)
-    for part, stem in ((TRAIN, "train"), (TEST, "t10k")):
-        pictures, = read(read_image_file, [raw / f"MNIST/raw/{stem}-images-idx3-ubyte"])
-        written, = read(read_label_file, [raw / f"MNIST/raw/{stem}-labels-idx1-ubyte"])
+    for part in (TRAIN, TEST):
+        try:
+            mnist = MNIST(raw, train=part == TRAIN, download=True)
+        except Exception as error:      # without a network, or for damage it raises many kinds
+            raise DataError(f"{raw}/MNIST/raw cannot be used: {first_line(error)}") from None
+        pictures, written = mnist.data.numpy(), mnist.targets.numpy()
         for c in range(10):
             spoken = np.flatnonzero((full == part) & (digit == c))
             chosen = rng.permutation(np.flatnonzero(written == c))[:len(spoken)]
