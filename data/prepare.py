@@ -32,6 +32,7 @@ from concurrent.futures import TimeoutError, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import numpy as np
@@ -184,8 +185,12 @@ def decode_all(name, items, todo, folder, workers):
     pool = ProcessPool(max(1, min(workers, len(todo))), initializer=settle_in,
                        context=multiprocessing.get_context("spawn"))
     try:
+        # Workers start deaf to Ctrl-C, which reaches them too: ending them is this process's task.
+        resource_tracker.ensure_running()                           # it unblocks what comes next
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         numbers = {pool.schedule(work, (name, items[number], number, folder), timeout=TIME_LIMIT):
                    number for number in todo}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         for future in as_completed(numbers):
             number = numbers[future]
             try:

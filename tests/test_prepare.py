@@ -219,6 +219,11 @@ def started(tmp_path, body, n_done):
 def test_killed_and_interrupted_it_goes_on_and_ends_with_the_same_bytes(tmp_path, expect, capsys):
     raw.modelnet(tmp_path / "raw", n=12)
     expect(modelnet40)
+    process = started(tmp_path, "time.sleep(1)", 0)
+    time.sleep(1)                               # its workers are starting
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in error
     process = started(tmp_path, "time.sleep(0.05)", 8)
     process.kill()
     process.communicate(timeout=30)             # ends when no worker holds its stderr any more
