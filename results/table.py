@@ -18,7 +18,6 @@ import math
 import re
 import statistics
 import sys
-import textwrap
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +39,19 @@ MAIN = (ENSEMBLE, JOINT, "joint_baseline.film", "joint_baseline.gated", "balance
         "balance.ogm_ge", "balance.mmpareto", "balance.dgl", "dimml", "dimml.duc0", "udi",
         "udi.interaction0-0")
 MAIN_ON = {"joint_baseline.film": "synergy", "joint_baseline.gated": "synergy"}     # there alone
+QUESTIONS = (       # what a practitioner asks; a row, and a row from which it differs: (row, head)
+    ("Should I calibrate the ensemble?", (ENSEMBLE, CALIBRATED), (ENSEMBLE, None)),
+    ("Should I train jointly?", (JOINT, None), (ENSEMBLE, None)),
+    ("When must I train jointly?", ("joint_baseline.gated", None), (ENSEMBLE, None)),
+    ("Does a cure help?", ("balance.auxiliary", None), (JOINT, None)),
+    ("", ("balance.ogm_ge", None), (JOINT, None)),
+    ("", ("balance.mmpareto", None), (JOINT, None)),
+    ("", ("balance.dgl", None), (JOINT, None)),
+    ("Is DI-MML worth it?", ("dimml", None), (ENSEMBLE, None)),
+    ("", ("dimml", None), (ENSEMBLE, CALIBRATED)),
+    ("Is its DUC loss?", ("dimml", None), ("dimml.duc0", None)),
+    ("Is UDI's guidance?", ("udi", None), ("udi.interaction0-0", None)),
+)
 LEGEND = f"""\
 Test accuracy in %, mean ± standard deviation over n seeds; the number to quote is that of the last
 epoch. Differences, to `{JOINT}` and to `{ENSEMBLE}`, are in points,
@@ -414,10 +426,9 @@ def cost_of_a_run(results):
 
 
 # ---- words ---------------------------------------------------------------------------------------
-def joint_against_ensemble(rows, brief=False):
+def joint_against_ensemble(rows):
     """How much less each encoder has learned jointly than alone, by its probe, and the one planned
-    comparison, a t-test at 5 % of its own: sentences. `brief`: of the encoders, those for which a
-    difference is shown, where there are any."""
+    comparison, a t-test at 5 % of its own: sentences."""
     missing = " and no ".join(f"`{row}`" for row in (JOINT, ENSEMBLE) if row not in rows)
     if missing:
         return [f"What joint training costs is not known: there is no {missing}."]
@@ -445,13 +456,13 @@ def joint_against_ensemble(rows, brief=False):
     if answer.p > 0.05:
         verb = "is not shown to differ from the ensemble"
     verdict = f"Joint training {verb}: {points(answer)} points (n = {answer.n})."
-    return shown + ([] if brief and shown else level) + [verdict]
+    return [*shown, *level, verdict]
 
 
-def against_ensemble(rows, base=None):
-    """Which of the other rows are shown to beat the ensemble of single modalities, plain or
-    "calibrated", and which to lose to it: sentences, the verdict first."""
-    name = f"{base} ensemble" if base else "ensemble"
+def family(rows, base=None):
+    """All other rows against the ensemble of single modalities, plain or "calibrated":
+    {row: Difference} of those that can be compared, which of them are shown to differ, and
+    {why not: rows} of the rest."""
     compared, apart = {}, {}
     for label, results, own in answers(rows):
         if label in (f"`{JOINT}`", f"`{ENSEMBLE}`") or own and own == base:
@@ -463,7 +474,14 @@ def against_ensemble(rows, base=None):
             compared[label] = d
         except ValueError as why:
             apart.setdefault(f"Not compared, {why}", []).append(label)
-    shown = holm({label: d.p for label, d in compared.items()})
+    return compared, holm({label: d.p for label, d in compared.items()}), apart
+
+
+def against_ensemble(rows, base=None):
+    """Which rows of the `family` are shown to beat the ensemble and which to lose to it: sentences,
+    the verdict first."""
+    name = f"{base} ensemble" if base else "ensemble"
+    compared, shown, apart = family(rows, base)
     better, worse, level = [], [], []
     for label, d in compared.items():
         if label not in shown:
@@ -488,30 +506,66 @@ def against_ensemble(rows, base=None):
     return said
 
 
-def paragraph(section, rows, brief=False):
-    """What a dataset's runs say, in one line; `brief`: without naming each row."""
+def paragraph(section, rows):
+    """What a dataset's runs say, in one line."""
     rows = {row: results for row, results in rows.items() if not is_ablation(row, section[0])}
     said = [f"**{', '.join(section)}.**"]
     if section[1] == "folds":
         folds = {result["split"] for results in rows.values() for result in results.values()}
         said.append(f"A run is one seed of one fold, of {', '.join(sorted(folds))}.")
-    said += joint_against_ensemble(rows, brief)
-    said += against_ensemble(rows)[:1 if brief else None]
+    said += joint_against_ensemble(rows) + against_ensemble(rows)
     if CALIBRATED in heads(rows.get(ENSEMBLE, {})):
-        said += against_ensemble(rows, CALIBRATED)[:1 if brief else None]
+        said += against_ensemble(rows, CALIBRATED)
     return " ".join(said)
 
 
+def questions(runs):
+    """What a practitioner asks, as a table: a row a question, a column a dataset, from the main
+    rows. A question that no dataset's runs answer is left out; without any the text is empty."""
+    def cost(rows, i):
+        m = modalities(rows)[i]
+        d = compare(rows.get(ENSEMBLE, {}), rows.get(JOINT, {}), probe(m), probe(m))
+        return f"{m} {points(d, '-')}"
+
+    def less(rows, ours, base):
+        (row, own), (other, theirs) = ours, base
+        return points(compare(rows.get(row, {}), rows.get(other, {}), head(own), head(theirs)))
+
+    def winners(rows, base):
+        compared, shown, _ = family(rows, base)
+        if not compared:
+            return ""
+        better = [row for row in compared if row in shown and compared[row].mean > 0]
+        gain = smallest_gain(compared.values())
+        return f"{', '.join(better) or 'none'} of {len(compared)} ({gain:.1f})"
+
+    runs, asked = without_ablations(runs), []
+    for i in range(max((len(modalities(rows)) for rows in runs.values()), default=0)):
+        asked.append((f"What does joint training cost encoder {i + 1}?", "probes", cost, [i]))
+    for question, ours, base in QUESTIONS:
+        pair = [f"`{row}`, {own}" if own else f"`{row}`" for row, own in (ours, base)]
+        asked.append((question, " − ".join(pair), less, [ours, base]))
+    for base in (None, CALIBRATED):
+        name = f"{base} ensemble" if base else "ensemble"
+        asked.append((f"Which rows are shown to beat the {name}?", "all others", winners, [base]))
+
+    body = []
+    for question, look_at, answer, of in asked:
+        cells = []
+        for rows in runs.values():
+            try:
+                cells.append(answer(rows, *of))
+            except (ValueError, IndexError):    # no such rows, no such modality
+                cells.append("")
+        if any(cells):
+            body.append([question, look_at, *cells])
+    header = ["question", "look at", *map(", ".join, runs)]
+    return markdown(header, body) if body else ""
+
+
 def readme(runs):
-    """What README shows: the overview, and of each dataset what joint training costs and whether a
-    row is shown to beat the ensemble."""
-    text = f"{overview(runs)}\nThe intervals hold for these test items.\n\n"
-    for section, rows in runs.items():
-        said = f"- {paragraph(section, rows, brief=True)}"
-        if max(map(len, rows.values())) == 1:
-            said = f"- **{', '.join(section)}.** One seed of each row, which shows nothing."
-        text += textwrap.fill(said, 100, subsequent_indent="  ", break_long_words=False) + "\n"
-    return text
+    """What README shows."""
+    return f"{overview(runs)}\n{questions(runs)}"
 
 
 # ---- the picture ---------------------------------------------------------------------------------
@@ -583,7 +637,7 @@ def main(argv=None):
         with whole_file(ROOT / "docs/results.svg") as file:
             file.write(drawn)
         return
-    print(overview(runs))
+    print(readme(runs))
     print(LEGEND)
     for section, rows in runs.items():
         print(f"\n{paragraph(section, rows)}\n\n{details(rows)}", end="")

@@ -153,8 +153,21 @@ def test_words_by_hand(write, tmp_path):
         "(smallest gain that could have been shown: 2.0 points). Shown to lose to it: "
         "`dimml.duc0` −1.0 [−1.2, −0.8], `udi` −3.1 [−4.8, −1.4], `udi.interaction0-0` −40.1 "
         "[−42.3, −37.9]. Not compared, one seed: `mine`.")
-    brief = table.paragraph(TOY, rows, brief=True)
-    assert "image encoder" in brief and "audio" not in brief and "to lose" not in brief
+    asked = [cells(line, line.split(" | ")[0][2:]) for line in (
+        table.questions({("other", "small"): {"mine": rows["mine"]}, TOY: rows}).splitlines()[2:])]
+    assert asked == [
+        ["probes", "", "audio 0.0 [−2.5, 2.5]"],
+        ["probes", "", "image 34.0 [31.5, 36.5]"],
+        ["`joint_baseline.ensemble`, calibrated − `joint_baseline.ensemble`", "",
+         "+1.1 [+0.9, +1.3]"],
+        ["`joint_baseline.concat` − `joint_baseline.ensemble`", "", "−4.0 [−7.2, −0.8]"],
+        ["`dimml` − `joint_baseline.ensemble`", "", "+3.1 [+2.9, +3.3]"],
+        ["`dimml` − `joint_baseline.ensemble`, calibrated", "", "+2.0 [+1.8, +2.2]"],
+        ["`dimml` − `dimml.duc0`", "", "+3.0 [+2.8, +3.2]"],
+        ["`udi` − `udi.interaction0-0`", "", "+37.0 [+33.0, +41.0]"],
+        ["all others", "", "`joint_baseline.ensemble`, calibrated, `dimml` of 5 (0.6)"],
+        ["all others", "", "`dimml` of 4 (2.0)"]]
+    assert table.questions({TOY: {"mine": rows["mine"]}}) == ""
 
 
 def test_words_where_joint_training_helps_and_of_one_seed_which_shows_nothing(write, tmp_path):
