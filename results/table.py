@@ -39,18 +39,19 @@ MAIN = (ENSEMBLE, JOINT, "joint_baseline.film", "joint_baseline.gated", "balance
         "balance.ogm_ge", "balance.mmpareto", "balance.dgl", "dimml", "dimml.duc0", "udi",
         "udi.interaction0-0")
 MAIN_ON = {"joint_baseline.film": "synergy", "joint_baseline.gated": "synergy"}     # there alone
-QUESTIONS = (       # what a practitioner asks; a row, and a row from which it differs: (row, head)
+QUESTIONS = (       # what a practitioner asks: a row's answer, or another head, less another's
     ("Should I calibrate the ensemble?", (ENSEMBLE, CALIBRATED), (ENSEMBLE, None)),
     ("Should I train jointly?", (JOINT, None), (ENSEMBLE, None)),
     ("When must I train jointly?", ("joint_baseline.gated", None), (ENSEMBLE, None)),
-    ("Does a cure help?", ("balance.auxiliary", None), (JOINT, None)),
+    ("Does a cure help joint training?", ("balance.auxiliary", None), (JOINT, None)),
     ("", ("balance.ogm_ge", None), (JOINT, None)),
     ("", ("balance.mmpareto", None), (JOINT, None)),
     ("", ("balance.dgl", None), (JOINT, None)),
     ("Is DI-MML worth it?", ("dimml", None), (ENSEMBLE, None)),
     ("", ("dimml", None), (ENSEMBLE, CALIBRATED)),
-    ("Is its DUC loss?", ("dimml", None), ("dimml.duc0", None)),
-    ("Is UDI's guidance?", ("udi", None), ("udi.interaction0-0", None)),
+    ("Is its DUC loss worth it?", ("dimml", None), ("dimml.duc0", None)),
+    ("Is UDI worth it?", ("udi", None), (ENSEMBLE, None)),
+    ("Is its guidance worth it?", ("udi", None), ("udi.interaction0-0", None)),
 )
 LEGEND = f"""\
 Test accuracy in %, mean ± standard deviation over n seeds; the number to quote is that of the last
@@ -361,13 +362,22 @@ def markdown(header, body):
     return text
 
 
+def usual_n(rows):
+    """How many runs most rows have."""
+    return Counter(map(len, rows.values())).most_common(1)[0][0]
+
+
+def title(section, rows):
+    return f"{', '.join(section)} (n = {usual_n(rows)})"
+
+
 def overview(runs):
     """One table: a row a method, a column a dataset, the mean answer in each cell. Its first rows:
     the first modality of each dataset alone, the second one alone, and so on."""
     columns, alone, main = [], [], set()
     for (dataset, split), rows in runs.items():
-        n = Counter(map(len, rows.values())).most_common(1)[0][0]
-        column = {"method": f"{dataset}, {split} (n = {n})"}
+        n = usual_n(rows)
+        column = {"method": title((dataset, split), rows)}
         ensemble = rows.get(ENSEMBLE, {})
         for i, m in enumerate(heads(ensemble, "modality_heads"), 1):
             column[f"modality {i} alone"] = f"{m} {mean_std(accuracy(ensemble, m), n)}"
@@ -539,15 +549,19 @@ def questions(runs):
         gain = smallest_gain(compared.values())
         return f"{', '.join(better) or 'none'} of {len(compared)} ({gain:.1f})"
 
+    def name(row, own):
+        short = f"`{row.removeprefix('joint_baseline.').removeprefix('balance.')}`"
+        return f"{short}, {own}" if own else short
+
     runs, asked = without_ablations(runs), []
     for i in range(max((len(modalities(rows)) for rows in runs.values()), default=0)):
-        asked.append((f"What does joint training cost encoder {i + 1}?", "probes", cost, [i]))
+        asked.append((f"What does joint training cost encoder {i + 1}?",
+                      f"probe, {name(ENSEMBLE, None)} − {name(JOINT, None)}", cost, [i]))
     for question, ours, base in QUESTIONS:
-        pair = [f"`{row}`, {own}" if own else f"`{row}`" for row, own in (ours, base)]
-        asked.append((question, " − ".join(pair), less, [ours, base]))
+        asked.append((question, f"{name(*ours)} − {name(*base)}", less, [ours, base]))
     for base in (None, CALIBRATED):
-        name = f"{base} ensemble" if base else "ensemble"
-        asked.append((f"Which rows are shown to beat the {name}?", "all others", winners, [base]))
+        asked.append(("Which rows are shown to beat the ensemble?" if base is None else "",
+                      f"all but {name(JOINT, None)} − {name(ENSEMBLE, base)}", winners, [base]))
 
     body = []
     for question, look_at, answer, of in asked:
@@ -559,7 +573,7 @@ def questions(runs):
                 cells.append("")
         if any(cells):
             body.append([question, look_at, *cells])
-    header = ["question", "look at", *map(", ".join, runs)]
+    header = ["question", "look at", *itertools.starmap(title, runs.items())]
     return markdown(header, body) if body else ""
 
 
@@ -605,7 +619,7 @@ def picture(runs):
                            error_kw={"elinewidth": 0.8})
             ax.set_xticks(range(len(groups)), groups)
             ax.tick_params(axis="x", length=0)
-            ax.set(title=", ".join(section), ylim=(0, 100))
+            ax.set(title=title(section, rows), ylim=(0, 100))
             if ax.get_subplotspec().is_first_col():
                 ax.set_ylabel("test accuracy, %")
         figure.legend(legend.values(), legend, loc="outside upper center", ncols=5, frameon=False)

@@ -156,17 +156,18 @@ def test_words_by_hand(write, tmp_path):
     asked = [cells(line, line.split(" | ")[0][2:]) for line in (
         table.questions({("other", "small"): {"mine": rows["mine"]}, TOY: rows}).splitlines()[2:])]
     assert asked == [
-        ["probes", "", "audio 0.0 [−2.5, 2.5]"],
-        ["probes", "", "image 34.0 [31.5, 36.5]"],
-        ["`joint_baseline.ensemble`, calibrated − `joint_baseline.ensemble`", "",
-         "+1.1 [+0.9, +1.3]"],
-        ["`joint_baseline.concat` − `joint_baseline.ensemble`", "", "−4.0 [−7.2, −0.8]"],
-        ["`dimml` − `joint_baseline.ensemble`", "", "+3.1 [+2.9, +3.3]"],
-        ["`dimml` − `joint_baseline.ensemble`, calibrated", "", "+2.0 [+1.8, +2.2]"],
+        ["probe, `ensemble` − `concat`", "", "audio 0.0 [−2.5, 2.5]"],
+        ["probe, `ensemble` − `concat`", "", "image 34.0 [31.5, 36.5]"],
+        ["`ensemble`, calibrated − `ensemble`", "", "+1.1 [+0.9, +1.3]"],
+        ["`concat` − `ensemble`", "", "−4.0 [−7.2, −0.8]"],
+        ["`dimml` − `ensemble`", "", "+3.1 [+2.9, +3.3]"],
+        ["`dimml` − `ensemble`, calibrated", "", "+2.0 [+1.8, +2.2]"],
         ["`dimml` − `dimml.duc0`", "", "+3.0 [+2.8, +3.2]"],
+        ["`udi` − `ensemble`", "", "−2.0 [−3.5, −0.5]"],
         ["`udi` − `udi.interaction0-0`", "", "+37.0 [+33.0, +41.0]"],
-        ["all others", "", "`joint_baseline.ensemble`, calibrated, `dimml` of 5 (0.6)"],
-        ["all others", "", "`dimml` of 4 (2.0)"]]
+        ["all but `concat` − `ensemble`", "",
+         "`joint_baseline.ensemble`, calibrated, `dimml` of 5 (0.6)"],
+        ["all but `concat` − `ensemble`, calibrated", "", "`dimml` of 4 (2.0)"]]
     assert table.questions({TOY: {"mine": rows["mine"]}}) == ""
 
 
