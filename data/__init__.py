@@ -173,6 +173,9 @@ def open_dataset(name_or_folder="synthetic", root="datasets", split=None, val=0.
     check(0 <= val < 1, f"val is {val}: it is a share, at least 0 and below 1")
     if name_or_folder in EMBEDDED:
         made, name, groups = EMBEDDED[name_or_folder](), name_or_folder, None
+        there = Path(root).expanduser() / name
+        check(not there.exists(), f"{there} has the name of an embedded set: rename it, or give "
+                                  "its path")
         modalities = store.modalities_of(made["modalities"])
         labels, splits, classes, ids = (made[k] for k in ("labels", "splits", "classes", "ids"))
         sha256 = {name: digest(made)}
@@ -193,9 +196,10 @@ def find_prepared(name_or_folder, root="datasets"):
     how to get it."""
     name, there = str(name_or_folder), Path(root).expanduser() / name_or_folder
     known = name in (*NAMES, *SMALL_SETS)           # of these a folder here may be the raw one
-    for place in [there] if known else [Path(name).expanduser(), there]:
+    for place in [there] if known else [there, Path(name).expanduser()]:
         if place.is_dir():
             return place
+    check(name not in EMBEDDED, f"{name} is made in memory: there is no folder of it")
     maker = "data.prepare" if name in NAMES else "results.sets"
     check(not known, f"{name} is not prepared (no folder {there}): download it into a folder DIR "
                      f"(see docs/datasets.md), then run python -m {maker} {name} --raw DIR")

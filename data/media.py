@@ -47,11 +47,13 @@ def check_file(path):
             if start.startswith(b"version https://git-lfs"):
                 raise BadFile(path, "is a Git LFS pointer, not the file itself: run `git lfs "
                                     "pull`, or use a mirror (see docs/datasets.md)")
-            if start.startswith(b"RIFF") and size < (whole := riff_size(file, size)):
+            riff = start.startswith(b"RIFF") and start[8:12] in (b"WAVE", b"AVI ")
+            if riff and size < (whole := riff_size(file, size)):
                 raise BadFile(path, f"is cut off: {size} of {whole} bytes")
-    except OSError as error:
-        reason = "is missing" if isinstance(error, FileNotFoundError) else error.strerror
-        raise BadFile(path, reason) from None
+    except FileNotFoundError:
+        raise BadFile(path, "is missing") from None
+    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        raise BadFile(path, error.strerror) from None       # other kinds are the disk's fault
 
 
 def riff_size(file, size):
@@ -227,6 +229,8 @@ def read_picture(path, mode="RGB"):
     check_file(path)
     try:
         with Image.open(path) as picture:
+            if picture.mode[0] in "IF":
+                raise BadFile(path, "has more than 8 bits a channel: scale it to 8 bits first")
             array = np.asarray(picture.convert(mode))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadFile(path, f"cannot be decoded: {error}") from None

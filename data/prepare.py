@@ -155,7 +155,7 @@ def work(name, item, number, folder):
         arrays, frame = importlib.import_module(f"data.{name}").decode(item)
     except BadFile as error:
         return str(error)
-    except (OSError, ImportError):      # the machine's fault, not the file's
+    except (OSError, ImportError, MemoryError):     # the machine's fault, not the file's
         raise
     except Exception as error:      # whatever else a strange file leads to must not end the run
         return f"{item.files[0]}: {type(error).__name__}: {error}"
@@ -242,7 +242,7 @@ def prepare(name, raw, data_dir, workers, limit, skip_bad):
         print(f"note: {note}")
 
     with claim(folder):
-        check(not folder.exists(), f"{folder} is prepared already: remove it to do it again")
+        check(not os.path.lexists(folder), f"{folder} is there already: remove it to make it anew")
         fill(folder, name, index, workers, skip_bad)
 
 
@@ -269,7 +269,8 @@ def fill(folder, name, index, workers, skip_bad):
         allocate(partial, index, fingerprint)
 
     done = np.load(partial / "state/done.npy", mmap_mode="r+")      # the stamps, 0 until then
-    todo = [i for i, item in enumerate(index.items) if done[i] != stamp(item.files)]
+    stamps = [stamp(item.files) for item in index.items]
+    todo = [i for i, seen in enumerate(stamps) if done[i] != seen]
     done[todo], reasons = 0, {}
     bar = tqdm(decode_all(name, index.items, todo, partial, workers), total=len(todo), unit="item",
                mininterval=0.1 if sys.stderr.isatty() else 30)
@@ -278,6 +279,9 @@ def fill(folder, name, index, workers, skip_bad):
             reasons[ids[number]] = answer
         else:
             done[number] = answer
+    moved = [ids[i] for i in todo if stamp(index.items[i].files) != stamps[i]]
+    check(not moved, f"the raw files of {len(moved)} items, the first {''.join(moved[:1])}, went "
+                     "or changed meanwhile; what is done is kept: run the same command to go on")
     reasons = dict(sorted(reasons.items()))
     for item, reason in reasons.items():
         print(f"  {item}: {reason}", file=sys.stderr)

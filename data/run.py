@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -31,10 +32,10 @@ SETTINGS = ("epochs", "fusion_epochs", "warmup", "batch_size", "lr", "lr_step")
 def parser(doc, recipe, choices={}):
     """The flags of a script: those that all scripts have, and one for each entry of its recipe.
 
-    recipe   {entry: default}; choices {entry: what it may be}, where it is a word
+    recipe   {entry: default, a number, bool or word}; choices {entry: what a word may be}
     Flags that one script alone has, it adds to this parser itself.
     """
-    flags = argparse.ArgumentParser(description=doc.split("\n")[0])
+    flags = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
     add = flags.add_argument
     add("--dataset", default="synthetic", help="a name under --data-dir, or a prepared folder")
     add("--data-dir", default="datasets")
@@ -46,7 +47,9 @@ def parser(doc, recipe, choices={}):
     add("--out", default="runs", help="folder of checkpoint and result")
     add("--resume", action="store_true", help="go on after the last whole epoch")
     for entry, value in recipe.items():
-        said = f"(default: {value}, or what the recipe says for the dataset)"
+        check(isinstance(value, (int, float, str)),
+              f"RECIPE: {entry} is {value}: only numbers, bools and words become flags")
+        said = f"(default: {value}, or what the recipe says for the dataset)".replace("%", "%%")
         if isinstance(value, bool):             # --entry and --no-entry
             add(flag(entry), action=argparse.BooleanOptionalAction, help=said)
         else:
@@ -84,11 +87,16 @@ def parse(script, argv, args, recipe, changes, small, scaled=("lr_step",), may_b
     typed = {entry: getattr(args, entry) for entry in recipe if getattr(args, entry) is not None}
     r = {**default, **typed}
     for entry, value in r.items():
-        zero = value == 0 and entry in may_be_0
-        check(isinstance(value, (bool, str)) or zero or 0 < value < math.inf,
-              f"{flag(entry)} cannot be {value}")
+        if isinstance(value, str):      # it may stand in the name of a file
+            check(re.fullmatch(r"[\w.+-]+", value), f"{flag(entry)} cannot be {value!r}: a word of "
+                                                    "letters, digits and . + - is needed")
+        elif not isinstance(value, bool):
+            zero = value == 0 and entry in may_be_0
+            check(zero or 0 < value < math.inf,
+                  f"{flag(entry)} cannot be {value}: it must be above 0 (where 0 has a sense, "
+                  "may_be_0 names it)")
     for entry in scaled:
-        if entry not in typed:
+        if entry in default and entry not in typed:
             scaled_to = round(default[entry] * r["epochs"] / default["epochs"])
             r[entry] = max(scaled_to, int(entry not in may_be_0))
 
@@ -97,6 +105,7 @@ def parse(script, argv, args, recipe, changes, small, scaled=("lr_step",), may_b
         if value != default[entry] and entry not in SETTINGS:
             named.append(value if isinstance(value, str) else f"{words.get(entry, entry)}{value:g}")
     method, variant = Path(script).stem, ".".join(named)
+    check("." not in method, f"{script}: a dot in the name of a script would begin a row's variant")
     name = ".".join([method, *named])
     path = Path(args.out).expanduser() / f"{name}-{ds.name}-{ds.split}-seed{args.seed}"
     config = dict(method=method, variant=variant, dataset=ds.name, split=ds.split, seed=args.seed,
@@ -236,6 +245,8 @@ def half_done(path, config, resume, amp="auto"):
         precision = checkpoint["provenance"]["precision"]
     except FileNotFoundError:
         return None
+    except (PermissionError, MemoryError):      # not the file's fault
+        raise
     except Exception as error:      # torch and zipfile raise many kinds for a damaged file
         raise DataError(f"{path}.pt is damaged, or of another version ({type(error).__name__}): "
                         "remove it to start anew") from error
@@ -432,9 +443,12 @@ def exit_codes(prog):
             error = f"{error.filename}: {error.strerror}"
         say(f"error: {error}")
         sys.exit(1 if isinstance(error, FloatingPointError) else 2)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        say(f"error: out of memory ({first_line(error)}): free some of it and go on with --resume, "
-            "or start with a smaller --batch-size and another --out")
+    except (RuntimeError, MemoryError) as error:
+        full = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not full and "can't allocate memory" not in str(error):      # torch's, on a CPU
+            raise
+        say(f"error: out of memory ({first_line(error)}): free some of it and go on (a training "
+            "run: with --resume), or start it with a smaller --batch-size and another --out")
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:
         code = 130 if isinstance(stop, KeyboardInterrupt) else stop.code

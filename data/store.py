@@ -23,7 +23,6 @@ import platform
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +87,6 @@ def check(right, wrong):
 
 def modality(kind, array, frame=None, **options):
     """A checked Modality: what `data.batches` and an encoder can take. Raises DataError."""
-    kind = "rgb" if kind == "view" else kind        # the word of older folders for a single picture
     check(kind in KINDS, f"kind {kind!r} is not one of {', '.join(KINDS)}")
     dtype, ndim, known = KINDS[kind]
     array, unknown = np.asanyarray(array), set(options) - set(known)
@@ -100,18 +98,22 @@ def modality(kind, array, frame=None, **options):
         check(array.shape[1] >= WINDOW,
               f"sound of {array.shape[1]} samples is shorter than a window of {WINDOW}")
     elif kind == "spectrogram":
-        mean, std = options.get("mean", 0.0), options.get("std", 1.0)
+        mean, std = float(options.get("mean", 0)), float(options.get("std", 1))
         check(np.isfinite(mean) and 0 < std < np.inf,
               f"mean is {mean} and std {std}: they must be finite, and std above 0")
+        options.update(mean=mean, std=std)
     else:
         check(array.shape[2] in CHANNELS[kind], f"kind {kind!r} cannot have {array.shape[2]} "
                                                 f"channels, but {CHANNELS[kind]}")
         stored, scale = array.shape[-2:], options.get("scale", Modality.scale)
-        size = options.get("size") or ((224, 224) if stored == (256, 256) else stored)
-        check(np.shape(size) == (2,) and min(size) > 0, f"size is {size}, not a height and a width")
+        size = options.get("size", (224, 224) if stored == (256, 256) else stored)
+        check(np.shape(size) == (2,) and all(side == int(side) > 0 for side in size),
+              f"size is {size}, not a height and a width")
         check(np.shape(scale) == (2,) and 0 < scale[0] <= scale[1] <= 1,
               f"scale is {scale}, not 0 < smallest <= largest <= 1")
-        options.update(size=tuple(size), scale=tuple(scale))
+        options.update(size=tuple(map(int, size)), scale=tuple(scale))
+    for key in ("flip", "standardize"):
+        check(options.get(key, True) in (True, False), f"{key} is {options.get(key)!r}, not a bool")
     return Modality(kind, array, frame=None if frame is None else np.asanyarray(frame), **options)
 
 
@@ -121,7 +123,7 @@ def modalities_of(specs):
     for name, spec in specs.items():
         try:
             checked[name] = modality(**spec)
-        except (DataError, TypeError) as error:
+        except (DataError, TypeError, ValueError) as error:
             raise DataError(f"modality {name!r}: {error}") from None
     return checked
 
@@ -155,6 +157,9 @@ def check_items(modalities, labels, splits, classes, ids, groups=None):
               f"modality {name!r} has {len(mod.array)} items, there are {n} ids")
         check(mod.frame is None or mod.frame.shape == (n, 2) and mod.frame.min() > 0,
               f"frame of modality {name!r} must hold height and width in pixels for {n} items")
+    crops = {(mod.scale, mod.flip) for mod in modalities.values() if mod.kind in PICTURES}
+    check(len(crops) < 2 or "flow" not in {mod.kind for mod in modalities.values()},
+          f"flow and pictures see the same crop: give them one scale and one flip, not {crops}")
     check(whole_numbers(labels) and 0 <= labels.min() <= labels.max() < len(classes),
           f"labels must be whole numbers 0 .. {len(classes) - 1}, one for each of {n} items")
     check(groups is None or whole_numbers(groups),
@@ -200,10 +205,13 @@ def write(folder, modalities, labels, splits, classes, ids, groups=None, notes={
     Returns the folder's Path. Raises DataError, before anything is written, if they do not fit.
     """
     folder = Path(folder).expanduser()
-    check(not folder.exists(), f"{folder} exists already: remove it or choose another name")
+    # a link whose target is gone would exist only when the renaming fails
+    check(not os.path.lexists(folder), f"{folder} exists already: remove it or choose another name")
     for what, names in (("classes", classes), ("ids", ids)):
-        check(not isinstance(names, (str, Set, Mapping)), f"{what}: a list is needed, in the order "
-                                                          f"of the numbers, not {type(names)}")
+        check(isinstance(names, (list, tuple, np.ndarray)),
+              f"{what}: a list is needed, in the order of the numbers, not {type(names)}")
+    for what, named in (("modalities", modalities), ("splits", splits)):
+        check(isinstance(named, dict), f"{what}: a dict of names is needed, not {type(named)}")
     labels, classes, ids = np.asarray(labels), list(map(str, classes)), list(map(str, ids))
     splits = {name: np.asarray(split) for name, split in splits.items()}
     groups = None if groups is None else np.asarray(groups)
@@ -224,9 +232,14 @@ def write(folder, modalities, labels, splits, classes, ids, groups=None, notes={
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     for name, array in arrays.items():
-        np.save(partial / f"{name}.npy", array)
+        try:
+            np.save(partial / f"{name}.npy", array)
+        except OSError as error:        # NumPy's does not say which file
+            raise DataError(f"{partial}/{name}.npy cannot be written ({error}): is the disk "
+                            "full?") from None
     (partial / "ids.txt").write_text("".join(f"{i}\n" for i in ids), encoding="utf-8")
-    sums = {path.name: sha256(path) for path in sorted(partial.iterdir()) if path.is_file()}
+    files = {"ids.txt", *(f"{name}.npy" for name in (*arrays, *modalities))}
+    sums = {file: sha256(partial / file) for file in sorted(files)}
     meta = dict(
         schema=SCHEMA, items=len(ids), classes=classes,
         modalities={name: dict(kind=mod.kind, shape=mod.array.shape, **mod.options)
@@ -234,14 +247,15 @@ def write(folder, modalities, labels, splits, classes, ids, groups=None, notes={
         splits={name: counts(split) for name, split in splits.items()},
         **{"versions": {"python": platform.python_version(), "numpy": np.__version__}, **notes},
         sha256=sums)
-    # options may be NumPy's scalars and arrays
-    text = json.dumps(meta, indent=1, default=lambda value: value.tolist()) + "\n"
+    # options and notes may be NumPy's scalars and arrays, or paths
+    text = json.dumps(meta, indent=1, default=lambda value: getattr(
+        value, "tolist", value.__str__)()) + "\n"
     (partial / "meta.json").write_text(text, encoding="utf-8")
     sums["meta.json"] = sha256(partial / "meta.json")
     lines = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
     (partial / "SHA256SUMS").write_text(lines, encoding="utf-8")
-    shutil.rmtree(partial / "state", ignore_errors=True)        # of data.prepare
     os.replace(partial, folder)
+    shutil.rmtree(folder / "state", ignore_errors=True)         # of data.prepare
     return folder
 
 
@@ -270,8 +284,9 @@ def read(folder):
     """Open a prepared folder: (meta, modalities, labels, splits, ids, groups), arrays as read-only
     memory maps.
 
-    Raises DataError for what is missing, cut, or does not fit together. The arrays' bytes are not
-    looked at: `sha256sum -c SHA256SUMS` in the folder does that.
+    Raises DataError for what is missing, cut, or does not fit together, and for labels, splits and
+    the like that are not those written. The large arrays' bytes are not looked at: `sha256sum -c
+    SHA256SUMS` in the folder does that.
     """
     folder = Path(folder).expanduser()
     check((folder / "meta.json").exists(), f"{folder} is no prepared folder: it has no meta.json")
@@ -285,6 +300,9 @@ def read(folder):
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         check(meta["schema"] == SCHEMA, f"meta.json is not of schema {SCHEMA}")
+        for file in meta["sha256"].keys() - {f"{name}.npy" for name in meta["modalities"]}:
+            check(sha256(folder / file) == meta["sha256"][file], f"{file} has changed since it was "
+                                                                 "written")
         ids = (folder / "ids.txt").read_text(encoding="utf-8").splitlines()
         labels, specs = array("label"), {}
         splits = {name: array(f"split.{name}") for name in meta["splits"]}

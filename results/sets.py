@@ -13,6 +13,7 @@ modelnet40_points  40 kinds of object: depth views of 1,024 points, from the fro
 """
 
 import argparse
+import os
 import re
 import string
 from itertools import product
@@ -268,8 +269,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     with exit_codes(parser.prog):
         raw, folder = Path(args.raw).expanduser(), Path(args.data_dir).expanduser() / args.name
+        check(raw.is_dir(), f"--raw {raw} is not a folder")
         with claim(folder):
-            check(not folder.exists(), f"{folder} is prepared already: remove it to do it again")
+            check(not os.path.lexists(folder),
+                  f"{folder} is there already: remove it to make it anew")
             arrays = SETS[args.name](raw)
             store.write(folder, **arrays)
         for split, codes in arrays["splits"].items():

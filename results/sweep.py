@@ -3,7 +3,8 @@
     python -m results.sweep --datasets synthetic avmnist:small --seeds 5 --workers 2
     python -m results.sweep --rows main udi.cka --datasets ave --gpus 0 1     # one process a GPU
     python -m results.sweep --rows main mine.py "mine.py --alpha 2" --gpus 0 0 0    # three on one
-    python -m results.sweep --datasets ave --slurm slurm_partition=gpu gpus_per_node=1
+    python -m results.sweep --datasets ave --slurm slurm_partition=gpu gpus_per_node=1 \\
+        timeout_min=600
 
 Seed by seed, main rows of every dataset before ablations. A finished run is never repeated, a half
 one goes on after its last epoch: started again, the same command goes on. What a run prints goes to
@@ -22,6 +23,7 @@ import time
 from pathlib import Path
 
 from data import DataError, exit_codes, finished, half_done, pick_device
+from data.run import first_line
 from data.store import check
 from results.table import ROOT, is_ablation, main_rows
 
@@ -50,13 +52,16 @@ ROWS = {        # the flags of each row of the table; a row is called <script>[.
 }
 
 
+CLUSTER = "slurm"       # of submitit
+
+
 # ---- which runs there are ------------------------------------------------------------------------
 def rows_of(names, dataset):
     """(script, flags) of each row that --rows names: a group, a row of ours, or a command line."""
     groups = {"main": main_rows(dataset),
               "ablations": [row for row in ROWS if is_ablation(row, dataset)]}
     for name in dict.fromkeys(row for name in names for row in groups.get(name, [name])):
-        script, *flags = name.split() or [""]
+        script, *flags = shlex.split(name) or [""]
         if name in ROWS:
             yield ROOT / f"{name.split('.')[0]}.py", ROWS[name].split()
         elif script.endswith(".py"):
@@ -89,10 +94,18 @@ def grid(args):
                 argv = [*flags, *args.flags, "--dataset", dataset, "--data-dir", args.data_dir,
                         *(["--split", split] if split else []), "--seed", str(seed),
                         "--out", args.out]
+                row = shlex.join([script.name, *flags])
+                own = {"--seed", "--out", "--dataset", "--split", "--data-dir"}
+                check(not own.intersection([*flags, *args.flags]),
+                      f"{row}: {', '.join(sorted(own))} are the sweep's to set")
                 try:
                     parsed, *_, path, config = plan_of(script)(argv)
-                except DataError as error:
-                    left_out.append(f"{shlex.join([script.name, *flags])} on {name}: {error}")
+                except SystemExit:      # of argparse, which has said why
+                    raise DataError(f"{row} does not take these flags: "
+                                    f"{shlex.join(argv)}") from None
+                except Exception as error:      # somebody's script: whatever it raises
+                    kind = "" if isinstance(error, DataError) else f"{type(error).__name__}: "
+                    left_out.append(f"{row} on {name}: {kind}{error}")
                     break
                 planned += 1
                 run = [str(script), *argv, "--resume"], config, parsed.amp
@@ -164,14 +177,16 @@ def run_here(commands, gpus, workers):
 
 
 def run_slurm(commands, folder, options):
-    """The same as one job array through submitit, whose local executor serves where no Slurm is."""
+    """The same as one job array of Slurm, through submitit."""
     import submitit
-    executor = submitit.AutoExecutor(folder=folder)
+    check("timeout_min" in options, "--slurm: say timeout_min=.., the minutes that a run may take: "
+                                    "Slurm ends it after 5 otherwise")
     try:
+        executor = submitit.AutoExecutor(folder, cluster=CLUSTER)
         executor.update_parameters(**options)
-    except NameError as error:
-        raise DataError(f"--slurm: {str(error).splitlines()[0]}") from None
-    jobs = executor.map_array(run_one, commands, commands.values())
+        jobs = executor.map_array(run_one, commands, commands.values())
+    except Exception as error:      # submitit and Slurm refuse in many ways
+        raise DataError(f"--slurm: {first_line(error)}") from None
     try:
         for path, job in zip(commands, jobs):
             yield path, 1 if job.exception() else job.result()
@@ -218,11 +233,12 @@ def main(argv=None):
     ended = (run_here(missing, args.gpus, args.workers) if args.slurm is None else
              run_slurm(missing, Path(args.out).expanduser() / "slurm", dict(args.slurm)))
     failed, began = 0, time.time()
+    seen = "its .log" if args.slurm is None else f"its .log and {args.out}/slurm"
     with contextlib.closing(ended):         # whatever ends this loop ends the children
         for count, (path, code) in enumerate(ended, 1):
             minutes = (time.time() - began) / count * (len(missing) - count) / 60
             failed += code != 0
-            said = f"failed with code {code}: see its .log" if code else "finished"
+            said = f"failed with code {code}: see {seen}" if code else "finished"
             print(f"[{count}/{len(missing)}] {path} {said}, {minutes:.0f} min left", flush=True)
     return 1 if failed else 0
 

@@ -44,11 +44,11 @@ QUESTIONS = (       # what a practitioner asks: a row's answer, or another head,
     ("Should I train jointly?", (JOINT, None), (ENSEMBLE, None)),
     ("When must I train jointly?", ("joint_baseline.gated", None), (ENSEMBLE, None)),
     ("Does a cure help joint training?", ("balance.auxiliary", None), (JOINT, None)),
-    ("", ("balance.ogm_ge", None), (JOINT, None)),
-    ("", ("balance.mmpareto", None), (JOINT, None)),
-    ("", ("balance.dgl", None), (JOINT, None)),
+    ("Does a cure help joint training?", ("balance.ogm_ge", None), (JOINT, None)),
+    ("Does a cure help joint training?", ("balance.mmpareto", None), (JOINT, None)),
+    ("Does a cure help joint training?", ("balance.dgl", None), (JOINT, None)),
     ("Is DI-MML worth it?", ("dimml", None), (ENSEMBLE, None)),
-    ("", ("dimml", None), (ENSEMBLE, CALIBRATED)),
+    ("Is DI-MML worth it?", ("dimml", None), (ENSEMBLE, CALIBRATED)),
     ("Is its DUC loss worth it?", ("dimml", None), ("dimml.duc0", None)),
     ("Is UDI worth it?", ("udi", None), (ENSEMBLE, None)),
     ("Is its guidance worth it?", ("udi", None), ("udi.interaction0-0", None)),
@@ -74,8 +74,10 @@ def read(path):
     result = json.loads(path.read_text(encoding="utf-8"))
     if result["schema"] not in (2, 3):
         raise ValueError(f"its schema is {result['schema']}, not 2 or 3")
-    if missing := {"recipe", "probes", "modality_heads", "epochs", "seconds"} - result.keys():
-        raise ValueError(f"it has no {', '.join(missing)}")
+    for key, kind in {"recipe": dict, "data": dict, "probes": dict, "modality_heads": dict,
+                      "epochs": list, "seed": int, "seconds": float, "precision": str}.items():
+        if not isinstance(result.get(key), kind) or result[key] == []:
+            raise ValueError(f"its entry {key} is missing or of another kind")
     answer = result["answer"]
     predictions = result["test"]["heads"][answer]["predictions"]
     pairs = zip(predictions, result["test"]["labels"], strict=True)
@@ -95,6 +97,13 @@ def differing(ours, theirs):
     entries that newer ones lack."""
     a, b = setting(ours), setting(theirs)
     return [key for key in a if key in b and a[key] != b[key]]
+
+
+def made_with(key, result):
+    """What a result says of its making, as text; of its code the digests alone, not the epochs."""
+    if key == "code":
+        return str(sorted({stretch["sha256"] for stretch in result.get(key, ())}))
+    return str(result.get(key))
 
 
 def read_folder(folder):
@@ -121,11 +130,13 @@ def read_folder(folder):
         other = set()
         for (seed, ours), (their_seed, theirs) in itertools.combinations(made, 2):
             other.update(differing(ours, theirs))
+            if ours["schema"] == theirs["schema"]:
+                other.update(setting(ours).keys() ^ setting(theirs).keys())
             if seed == their_seed and ours != theirs:
                 other.add(f"what they say of seed {seed}")
         if other:
             warn(f"{row} on {', '.join(section)} is left out: its runs in {folder} differ in "
-                 f"{', '.join(sorted(other))}")
+                 f"{', '.join(sorted(other))}: keep those of one setting there")
         else:
             runs.setdefault(section, {})[row] = dict(sorted(dict(made).items()))
     return runs
@@ -148,8 +159,8 @@ def load(*folders):
                 warn(f"{row} on {', '.join(section)} is left out: {new_name(row)} replaces it")
                 continue
             ordered[section][row] = rows[row]
-            for key in ("commit", "device", "threads", "versions"):
-                if len({str(result.get(key)) for result in rows[row].values()}) > 1:
+            for key in ("commit", "code", "device", "threads", "versions"):
+                if len({made_with(key, result) for result in rows[row].values()}) > 1:
                     warn(f"{row} on {', '.join(section)}: averaged, but made with another {key}")
     return ordered
 
@@ -247,6 +258,8 @@ def compare(results, base, ours=accuracy, theirs=accuracy):
     Raises ValueError, which says why, where they cannot be compared.
     """
     same = ("data", "val", "precision", "epochs", "batch_size", "lr", "lr_step")
+    if not base:
+        raise ValueError("there is no row to compare with")
     for seed in results.keys() & base.keys():
         other = [key for key in differing(results[seed], base[seed]) if key in same]
         if other:
@@ -319,8 +332,9 @@ def signed(value, plus="+"):
 
 
 def points(d, plus="+"):
-    """A Difference as "+1.2 [+0.3, +2.1]"; without a plus "1.2 [0.3, 2.1]"; one seed: "+1.2"."""
-    interval = f" [{signed(d.low, plus)}, {signed(d.high, plus)}]" if d.n > 1 else ""
+    """A Difference as "+1.2 [+0.3, +2.1]"; without a plus "1.2 [0.3, 2.1]"; of one seed, or where
+    all seeds differ by the same, "+1.2"."""
+    interval = f" [{signed(d.low, plus)}, {signed(d.high, plus)}]" if d.std else ""
     return signed(d.mean, plus) + interval
 
 
@@ -427,11 +441,12 @@ def details(rows):
 
 
 def cost_of_a_run(results):
-    """Minutes, seconds an epoch with its evaluation, and peak memory on a GPU: means as text."""
-    seconds = [result["seconds"] for result in results.values()]
-    epochs = sum(len(result["epochs"]) for result in results.values())
+    """Minutes of the fastest run (other work on the machine slows some), seconds an epoch of it
+    with its evaluation, and the largest peak memory on a GPU, as text."""
+    fastest = min(results.values(), key=lambda result: result["seconds"])
     memory = max(result.get("peak_memory") or 0 for result in results.values())
-    return [f"{statistics.mean(seconds) / 60:.1f}", f"{sum(seconds) / epochs:.1f}",
+    return [f"{fastest['seconds'] / 60:.1f}",
+            f"{fastest['seconds'] / len(fastest['epochs']):.1f}",
             f"{memory / 2**30:.1f} GiB" if memory else ""]
 
 
@@ -439,10 +454,7 @@ def cost_of_a_run(results):
 def joint_against_ensemble(rows):
     """How much less each encoder has learned jointly than alone, by its probe, and the one planned
     comparison, a t-test at 5 % of its own: sentences."""
-    missing = " and no ".join(f"`{row}`" for row in (JOINT, ENSEMBLE) if row not in rows)
-    if missing:
-        return [f"What joint training costs is not known: there is no {missing}."]
-    joint, ensemble = rows[JOINT], rows[ENSEMBLE]
+    joint, ensemble = rows.get(JOINT, {}), rows.get(ENSEMBLE, {})
     try:
         answer, costs = compare(joint, ensemble), {}
         for m in modalities({JOINT: joint}):
@@ -475,7 +487,8 @@ def family(rows, base=None):
     {why not: rows} of the rest."""
     compared, apart = {}, {}
     for label, results, own in answers(rows):
-        if label in (f"`{JOINT}`", f"`{ENSEMBLE}`") or own and own == base:
+        named = re.search(r"\.(only|anchor)-", label)       # a part of a row, not its rival
+        if label in (f"`{JOINT}`", f"`{ENSEMBLE}`") or named or own and own == base:
             continue
         try:
             d = compare(results, rows.get(ENSEMBLE, {}), head(own), head(base))
@@ -532,14 +545,19 @@ def paragraph(section, rows):
 def questions(runs):
     """What a practitioner asks, as a table: a row a question, a column a dataset, from the main
     rows. A question that no dataset's runs answer is left out; without any the text is empty."""
+    def difference(rows, d, plus="+"):
+        few = f" (n = {d.n})" if d.n != usual_n(rows) else ""
+        return points(d, plus) + few
+
     def cost(rows, i):
         m = modalities(rows)[i]
         d = compare(rows.get(ENSEMBLE, {}), rows.get(JOINT, {}), probe(m), probe(m))
-        return f"{m} {points(d, '-')}"
+        return f"{m} {difference(rows, d, '-')}"
 
     def less(rows, ours, base):
         (row, own), (other, theirs) = ours, base
-        return points(compare(rows.get(row, {}), rows.get(other, {}), head(own), head(theirs)))
+        d = compare(rows.get(row, {}), rows.get(other, {}), head(own), head(theirs))
+        return difference(rows, d)
 
     def winners(rows, base):
         compared, shown, _ = family(rows, base)
@@ -560,10 +578,10 @@ def questions(runs):
     for question, ours, base in QUESTIONS:
         asked.append((question, f"{name(*ours)} − {name(*base)}", less, [ours, base]))
     for base in (None, CALIBRATED):
-        asked.append(("Which rows are shown to beat the ensemble?" if base is None else "",
+        asked.append(("Which rows are shown to beat the ensemble?",
                       f"all but {name(JOINT, None)} − {name(ENSEMBLE, base)}", winners, [base]))
 
-    body = []
+    body, above = [], None
     for question, look_at, answer, of in asked:
         cells = []
         for rows in runs.values():
@@ -572,7 +590,8 @@ def questions(runs):
             except (ValueError, IndexError):    # no such rows, no such modality
                 cells.append("")
         if any(cells):
-            body.append([question, look_at, *cells])
+            body.append([question if question != above else "", look_at, *cells])
+            above = question
     header = ["question", "look at", *itertools.starmap(title, runs.items())]
     return markdown(header, body) if body else ""
 

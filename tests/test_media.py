@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import raw
+from PIL import Image
 
 from data import ave, media, modelnet40
 from data.media import BadFile
@@ -148,12 +149,19 @@ def test_a_file_that_lacks_its_last_tenth_is_named(name, video, audio, tmp_path)
      "has only 0.010 s of sound"),
     (lambda p: raw.cut(raw.media(p / "a.mp4", 4, audio="aac"), 0.5), media.read_audio,
      "cannot be decoded"),
-    (lambda p: raw.put(p / "a.jpg", b"no picture"), media.read_picture, "cannot be decoded")])
+    (lambda p: raw.put(p / "a.jpg", b"no picture"), media.read_picture, "cannot be decoded"),
+    (lambda p: Image.fromarray(np.full((4, 4), 9999, np.uint16)).save(p / "a.png") or p / "a.png",
+     media.read_picture, "more than 8 bits a channel")])
 def test_bad_media_are_named_with_a_reason(make, read, reason, tmp_path):
     path = make(tmp_path)
     with pytest.raises(BadFile, match=reason) as error:
         read(path)
     assert str(path) in str(error.value)
+
+
+def test_a_webp_is_a_riff_without_sound(tmp_path):
+    Image.new("RGB", (30, 20), (90, 90, 90)).save(tmp_path / "a.webp")
+    assert np.abs(media.read_picture(tmp_path / "a.webp") - 90.0).max() < 2
 
 
 XYZ = "0 0 0\n1 0 0\n0 1 0\n"      # three vertices

@@ -191,6 +191,10 @@ def test_skip_bad_accounts_for_every_item_and_what_was_replaced_is_decoded_again
         other.setattr(cremad, "APART", 0.6)
         prepared("cremad", tmp_path, code=2)
     assert "was begun with other files or other versions" in capsys.readouterr().err
+    with monkeypatch.context() as other:                                    # a disk is unplugged
+        other.setattr(prepare, "decode_all", lambda *_: picture(5).rename(tmp_path / "away") and ())
+        prepared("cremad", tmp_path, "--skip-bad", code=2)
+    assert f"1 items, the first {ids[5]}, went or changed" in capsys.readouterr().err
     raw.media(picture(5), video="flv1", audio="mp3")                        # mended
     raw.media(picture(0), video="flv1", frames=np.full((25, 48, 64, 3), 200, np.uint8))
     ds = open_dataset(prepared("cremad", tmp_path, "--skip-bad"), val=0)
@@ -240,6 +244,7 @@ def test_killed_and_interrupted_it_goes_on_and_ends_with_the_same_bytes(tmp_path
     assert process.returncode == 130 and "Traceback" not in error
     assert "interrupted; what was finished is kept" in error
 
+    (tmp_path / "out/modelnet40.partial/SHA256SUMS").write_text("of a kill at the very end")
     killed = (prepared("modelnet40", tmp_path) / "SHA256SUMS").read_text()
     assert "2/2" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["modelnet40"]

@@ -70,8 +70,8 @@ def test_a_row_by_hand(write, tmp_path):
     # std sqrt(270 / 3) = 9.49; differences 1 2 3: mean 2, std 1, half an interval
     # t(0.975, 2) / sqrt(3) = 4.3027 / 1.732 = 2.484; 90 s in 20 epochs
     assert cells(details, "`dimml`") == ["4", *["85.0 ± 9.5"] * 4, "+2.0 [−0.5, +4.5], n = 3",
-                                         "no seed in common", "85.0 ± 9.5", "1.5", "4.5",
-                                         "3.0 GiB"]
+                                         "there is no row to compare with", "85.0 ± 9.5", "1.5",
+                                         "4.5", "3.0 GiB"]
     assert cells(details, "`dimml`, own")[:2] == ["4", "61.5 ± 1.3"]
     assert cells(details, "`udi`")[1:6] == ["50.0"] * 4 + ["−40.0"]     # one run: no interval
 
@@ -137,7 +137,8 @@ def test_words_by_hand(write, tmp_path):
         write("dimml.duc0", seed, 90.1, alone)
         write("udi", seed, 88.6 - 0.6 * seed, alone)
         write("udi.interaction0-0", seed, 50 + seed, alone)
-        write("udi.cka", seed, 10, alone)           # an ablation is not judged
+        write("udi.cka", seed, 10, alone)           # an ablation is not judged, nor a part
+        write("joint_baseline.only-audio", seed, 70, {"audio": 70})
     write("mine", 0, 99)
     rows = table.load(tmp_path)[TOY]
     assert table.paragraph(TOY, rows) == (
@@ -181,7 +182,7 @@ def test_words_where_joint_training_helps_and_of_one_seed_which_shows_nothing(wr
     assert "Joint training teaches the audio encoder 6.0 [3.5, 8.5] points more (n = 3)." in words
     assert "Joint training beats the ensemble: +31.0 [+28.5, +33.5] points (n = 3)." in words
     words = table.paragraph(TOY, runs[TOY])
-    assert "there is no `joint_baseline.concat` and no `joint_baseline.ensemble`." in words
+    assert "What joint training costs is not known: there is no row to compare with." in words
     write("joint_baseline.ensemble", 0, 90)
     write("joint_baseline.concat", 0, 80)
     words = table.paragraph(TOY, table.load(tmp_path)[TOY])
@@ -193,6 +194,7 @@ def test_words_where_joint_training_helps_and_of_one_seed_which_shows_nothing(wr
 # ---- which runs are averaged ---------------------------------------------------------------------
 @pytest.mark.parametrize("damage,message", [
     (lambda r: r.update(schema=1), "its schema is 1"), (lambda r: r.pop("probes"), "probes"),
+    (lambda r: r.update(epochs=[]), "epochs"), (lambda r: r.update(seed="0"), "seed"),
     (lambda r: r["heads"]["fused"]["last"].update(accuracy=math.nan), "not that of its"),
     (lambda r: r["test"]["heads"]["fused"]["predictions"].__setitem__(0, 0), "not that of its")])
 def test_what_is_no_result_is_named_and_left_out(damage, message, write, tmp_path, capsys):
@@ -210,33 +212,36 @@ def test_what_is_no_result_is_named_and_left_out(damage, message, write, tmp_pat
 
 @pytest.mark.parametrize("changed,named", [
     ({"recipe": {"epochs": 3, "lr": 0.1}}, "epochs"),
+    ({"recipe": {"epochs": 20, "lr": 0.1, "alpha": 1}}, "alpha"),
     ({"data": {"label.npy": "other"}}, "data"),
     ({"name": "copy.json", "seed": 0}, "what they say of seed 0")])
 def test_a_row_whose_runs_do_not_belong_together_is_left_out(write, tmp_path, capsys, changed,
                                                              named):
     write("dimml", 0, 80)
     write("dimml", 0, 80, name="copy.json")                                 # the same is no second
-    write("dimml", 2, 82, recipe={"epochs": 20, "lr": 0.1, "patience": 0})  # of both versions
+    write("dimml", 2, 82, recipe={"epochs": 20, "lr": 0.1, "patience": 0}, schema=2)    # an older
     assert set(table.load(tmp_path)[TOY]["dimml"]) == {0, 2}
     write("dimml", **{"seed": 1, "percent": 10, **changed})
     assert table.load(tmp_path) == {}
-    assert f"left out: its runs in {tmp_path} differ in {named}\n" in capsys.readouterr().err
+    assert f"left out: its runs in {tmp_path} differ in {named}: keep those" in capsys.readouterr().err
 
 
 def test_rows_of_unequal_settings_are_not_paired_and_another_commit_is_named(write, tmp_path,
                                                                              capsys):
     for seed in (0, 1):
         write("joint_baseline.concat", seed, 80, commit="ab"[seed])
+        write("mine", seed, 80, code=[{"sha256": "ab"[seed], "epoch": 0}])
         write("joint_baseline.ensemble", seed, 80, data={"label.npy": "other"})
         write("dimml", seed, 85, recipe={"epochs": 20, "lr": 0.1, "tau": 50})    # tau is its own
     rows = table.load(tmp_path)[TOY]
-    assert "concat on toy, official: averaged, but made with another commit" in (
-        capsys.readouterr().err)
+    said = capsys.readouterr().err
+    assert "concat on toy, official: averaged, but made with another commit" in said
+    assert "mine on toy, official: averaged, but made with another code" in said
     compared = cells(table.details(rows), "`dimml`")[5:7]
-    assert compared == ["+5.0 [+5.0, +5.0]", "different data"]
+    assert compared == ["+5.0", "different data"]
     words = table.paragraph(TOY, rows)
     assert "What joint training costs is not known: different data." in words
-    assert "Not compared, different data: `dimml`." in words
+    assert "Not compared, different data: `dimml`, `mine`." in words
 
 
 def test_folds_are_one_column_paired_by_fold_and_seed(write, tmp_path):

@@ -338,7 +338,8 @@ def test_a_full_disk_leaves_nothing_half_written(quick, tmp_path, small):
     (DataError("no"), 2, "error: no"), (OSError(28, "full", "here"), 2, "error: here: full"),
     (FloatingPointError("loss"), 1, "error: loss"),
     (torch.OutOfMemoryError("CUDA out of memory.\nmore"), 2,
-     "error: out of memory (CUDA out of memory.): free some of it and go on with --resume"),
+     "error: out of memory (CUDA out of memory.): free some of it and go on (a training run: with"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "error: out of memory"),
     (ValueError("a bug"), None, "")])
 def test_exit_codes(error, code, line, capsys, sigterm):
     with pytest.raises(SystemExit if code else ValueError) as stop, exit_codes("some/x.py"):
@@ -405,3 +406,14 @@ def test_what_cannot_be_is_said_before_any_work(message, script, flags, changes,
     with pytest.raises(DataError, match=message):
         script.main(["--dataset", str(folder), *flags.split(), "--out", str(tmp_path / "runs")])
     assert not list((tmp_path / "runs").glob("*.pt"))
+
+
+@pytest.mark.parametrize("script,recipe,flags,message", [
+    ("mine.py", {"hidden": (3, 4)}, "", "hidden is .3, 4.: only numbers, bools and words"),
+    ("mine.py", {"weights": "50%"}, "--weights ../x.pt", "--weights cannot be '../x.pt': a word of"),
+    ("mine.py", {"margin": 0.0}, "", "--margin cannot be 0.0: .* may_be_0 names it"),
+    ("mine.v2.py", {"epochs": 2}, "", "a dot in the name of a script")])
+def test_what_a_fork_cannot_have_is_said(script, recipe, flags, message, tmp_path):
+    with pytest.raises(DataError, match=message):
+        args = data.parser(None, recipe).parse_args([*flags.split(), "--out", str(tmp_path)])
+        data.parse(script, [], args, recipe, {}, {})        # without lr_step, which others scale

@@ -11,7 +11,7 @@ from conftest import ROOT
 from PIL import Image
 from scipy.io import loadmat, savemat
 
-from data import claim, open_dataset
+from data import DataError, claim, open_dataset
 from data.synthetic import EMBEDDED, digest
 from results import sets
 
@@ -162,11 +162,14 @@ def test_damaged_and_missing_files_are_said_in_one_line(made, capsys, name, file
      "5f2a0e4f660bb3d69dc0242af0c3764b7e36fa2e281f9a333551126a68ddab03"),
     ("synergy", [384, 96, 400],
      "e6fae706c98ecc05cd3360bdc91c97055e71d18dd1be0cacea1f42fe21ee7277")])
-def test_the_embedded_sets_are_those_that_were_measured(name, counts, sha256):
+def test_the_embedded_sets_are_those_that_were_measured(name, counts, sha256, tmp_path):
     ds = open_dataset(name)
     assert digest(EMBEDDED[name]()) == ds.fingerprint[name] == sha256
     assert [len(ds.indices(part)) for part in PARTS] == counts
     assert len(open_dataset(name, val=0).indices("train")) == counts[0]     # val is not trained on
+    (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match="has the name of an embedded set"):
+        open_dataset(name, tmp_path)
 
 
 def test_a_table_of_files_becomes_a_dataset(tmp_path, monkeypatch):

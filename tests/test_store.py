@@ -14,9 +14,10 @@ from data import DataError, open_dataset, store
 def test_write_and_open_again(tmp_path):
     spec = arrays()
     spec["modalities"]["image"].update(size=(np.int64(6), 4), scale=np.array([0.5, 1]), flip=False,
-                                       frame=np.full((48, 2), 30), kind="view")     # rgb, once
+                                       frame=np.full((48, 2), 30))
     spec["modalities"]["audio"].update(mean=np.float32(0.5))
-    folder = store.write(tmp_path / "mine", **spec, groups=np.arange(48))
+    folder = store.write(tmp_path / "mine", **spec, groups=np.arange(48),
+                         notes={"source": tmp_path, "n": np.int64(3)})
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     (tmp_path / "link").symlink_to(folder)
     by_path, by_name = open_dataset(folder), open_dataset("link", root=tmp_path)
@@ -31,11 +32,14 @@ def test_write_and_open_again(tmp_path):
     assert by_path.in_channels == {"audio": 1, "image": 3}
     meta = json.loads((folder / "meta.json").read_text())
     assert meta["splits"] == {"official": {"train": 36, "val": 0, "test": 12}}
+    assert (meta["source"], meta["n"]) == (str(tmp_path), 3)
     sums = [f"{store.sha256(path)}  {path.name}" for path in folder.iterdir()       # sha256sum's
             if path.name != "SHA256SUMS"]
     assert sorted(sums) == sorted((folder / "SHA256SUMS").read_text().splitlines())
-    with pytest.raises(DataError, match="exists already"):
-        store.write(folder, **spec)
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    for there in (folder, tmp_path / "gone"):
+        with pytest.raises(DataError, match="exists already"):
+            store.write(there, **spec)
 
 
 @pytest.mark.parametrize("change,message", [
@@ -45,6 +49,10 @@ def test_write_and_open_again(tmp_path):
     (lambda a: a["splits"].update(odd=np.zeros(48, int)), "split 'odd' has no test items"),
     # the order of a set is chance
     (lambda a: a.update(classes=set(a["classes"])), "classes: a list is needed"),
+    (lambda a: a.update(splits=[a["splits"]]), "splits: a dict of names is needed"),
+    (lambda a: a["modalities"].update(
+        flow=dict(kind="flow", array=np.full((48, 1, 2, 8, 8), 9, np.uint8), flip=False)),
+     "give them one scale and one flip"),
     *((lambda a, name=name: a["modalities"].update({name: a["modalities"]["audio"]}), message)
       for name, message in (("../x", "use a to z, 0 to 9"), ("fusion", "means something else"),
                             ("forward", "means something else"))),
@@ -55,7 +63,9 @@ def test_write_and_open_again(tmp_path):
           ("image", {"array": np.ones((48, 1, 3, 8, 8), np.uint8)}, "has no value beyond 1"),
           ("audio", {"array": np.zeros((7, 1, 8, 8), np.float16)}, "has 7 items"),
           ("audio", {"array": np.full((48, 1, 8, 8), np.nan, np.float16)}, "not finite"),
-          ("audio", {"std": 0}, "std above 0"),
+          ("audio", {"std": 0}, "std above 0"), ("audio", {"mean": [0.1, 0.2]}, "modality 'audio': "),
+          ("image", {"size": (8.5, 8)}, "not a height and a width"),
+          ("image", {"flip": "no"}, "flip is 'no', not a bool"),
           ("audio", {"kind": "audio", "array": np.zeros((48, 511), np.int16)}, "shorter than"))),
 ])
 def test_write_refuses_what_training_cannot_take(tmp_path, change, message):
@@ -70,9 +80,10 @@ def test_write_refuses_what_training_cannot_take(tmp_path, change, message):
 @pytest.mark.parametrize("name,change,message", [
     ("meta.json", lambda b: b[:20], "JSONDecodeError"),
     ("meta.json", lambda b: b.replace(b'"class 2"', b'"class 2", "odd", "odd"'), "classes: 'odd'"),
-    ("ids.txt", lambda b: b[:9], "2 ids"),
+    ("ids.txt", lambda b: b.replace(b"item 1\n", b"item x\n"), "ids.txt has changed"),
+    ("label.npy", lambda b: b[:-8] + bytes(8), "label.npy has changed"),
     ("audio.npy", lambda b: b[:-8], "audio.npy cannot be read"),
-    ("label.npy", lambda _: pickle.dumps(["never read"]), "label.npy cannot be read")])
+    ("audio.npy", lambda _: pickle.dumps(["never read"]), "audio.npy cannot be read")])
 def test_damage_is_one_clear_line(name, change, message, tiny):
     path = Path(tiny, name)
     path.write_bytes(change(path.read_bytes()))

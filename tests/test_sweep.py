@@ -74,6 +74,11 @@ def test_seed_by_seed_and_main_rows_of_all_sets_before_ablations(tiny, tmp_path,
     (["--rows", "udi.never"], "--rows udi.never: there are main, ablations"),
     (["--rows", "empty.py --alpha 2"], "empty.py is no script of a row, with a function `plan`"),
     (["--rows", "mine.py --alpha 0"], "no row can be run: mine.py --alpha 0 on synthetic: --alpha"),
+    (["--rows", "mine.py --alpha"], "no row can be run: mine.py --alpha on synthetic: KeyError"),
+    (["--rows", "dimml.py --seed 7"], "dimml.py --seed 7: .* are the sweep's to set"),
+    (["--rows", "udi.cka", "--", "--tau", "2"], "udi.py .*cka does not take these flags: .*--tau"),
+    (["--slurm", "slurm_partition=gpu"], "--slurm: say timeout_min=.., the minutes that a run"),
+    (["--slurm", "timeout_min=9"], "--slurm: .*"),
     (["--seeds", "0"], "--seeds and --workers must be at least 1"),
     (["--datasets", "nowhere"], "no row can be run: joint_baseline.py --ensemble on nowhere"),
 ])
@@ -87,7 +92,7 @@ def test_usage(flags, message, tmp_path, mine):
 def test_a_row_that_cannot_run_is_left_out_with_its_reason(tiny, capsys):
     """A dataset without validation items: udi cannot choose its anchor."""
     found = names("rows", ["joint_baseline.concat", "udi"], "datasets", [tiny],
-                  "flags", ["--val", "0", "--seed", "3"])       # seeds are for the sweep to set
+                  "flags", ["--val", "0"])
     assert found == ["joint_baseline.concat-tiny-official-seed0"]
     assert "left out: udi.py on " in capsys.readouterr().err
 
@@ -166,11 +171,13 @@ def test_what_children_see(tmp_path, mine, monkeypatch):
     assert next(Path("own").glob("*.log")).read_text(encoding="utf-8").startswith("7 ")
 
 
-def test_slurm_submits_the_same_cells_and_one_that_fails_is_named(tiny, tmp_path, capsys):
-    """Where there is no Slurm, submitit's local executor runs the array as processes."""
+def test_slurm_submits_the_same_cells_and_one_that_fails_is_named(tiny, tmp_path, capsys,
+                                                                  monkeypatch):
+    """Here submitit's local executor runs the array, as processes."""
+    monkeypatch.setattr(sweep, "CLUSTER", "local")
     argv = ["--rows", ROWS[2], "--datasets", tiny, "--out", str(tmp_path), "--slurm",
             "timeout_min=10", *SHORT, "--lr", "1e30"]
     assert sweep.main(argv) == 1
-    assert "sum-tiny-official-seed0 failed with code 1: see its .log" in capsys.readouterr().out
+    assert "sum-tiny-official-seed0 failed with code 1: see its .log and" in capsys.readouterr().out
     log = tmp_path / "joint_baseline.sum-tiny-official-seed0.log"
     assert "not finite" in log.read_text(encoding="utf-8")
