@@ -248,8 +248,8 @@ def write(folder, modalities, labels, splits, classes, ids, groups=None, notes={
         **{"versions": {"python": platform.python_version(), "numpy": np.__version__}, **notes},
         sha256=sums)
     # options and notes may be NumPy's scalars and arrays, or paths
-    text = json.dumps(meta, indent=1, default=lambda value: getattr(
-        value, "tolist", value.__str__)()) + "\n"
+    text = json.dumps(meta, indent=1,
+                      default=lambda value: getattr(value, "tolist", value.__str__)()) + "\n"
     (partial / "meta.json").write_text(text, encoding="utf-8")
     sums["meta.json"] = sha256(partial / "meta.json")
     lines = "".join(f"{digest}  {name}\n" for name, digest in sums.items())

@@ -52,6 +52,20 @@ def test_results_are_those_of_the_runs():
     assert shown == table.readme(table.without_ablations(table.load()))
 
 
+def test_differences_on_the_pages_are_those_of_the_runs():
+    rows = table.load()["synthetic", "official"]
+    for name, ours, base, other in (("dimml", None, "dimml", "own"),
+                                    ("dimml", "own", "joint_baseline.ensemble", None),
+                                    ("dimml", "own", "dimml.duc0", "own"),
+                                    ("balance.auxiliary", "own", "balance.auxiliary", None),
+                                    ("balance.mmpareto", "own", "balance.mmpareto", None),
+                                    ("balance.auxiliary", "own", "joint_baseline.ensemble", None),
+                                    ("balance.mmpareto", "own", "joint_baseline.ensemble", None)):
+        d = table.compare(rows[name], rows[base], table.head(ours), table.head(other))
+        text = PAGES[ROOT / f"docs/{name.split('.')[0]}.md"]
+        assert table.points(d) in " ".join(text.split())
+
+
 def test_commands_parse(tmp_path, monkeypatch):
     """Every script's with `plan`, whatever dataset it names; every module's flags with --help."""
     text = re.sub(r"```text\n.*?```", "", "".join(PAGES.values()), flags=re.S)
