@@ -62,9 +62,6 @@ def plan(argv=None):
     ds, r, path, config = data.parse(
         __file__, argv, args, RECIPE, CHANGES, SMALL, variant=[args.balance],
         words=dict(encoder_lr_factor="encoder", ogm_alpha="alpha"))
-    if len(ds.modalities) < 2:
-        raise data.DataError(f"{ds.name} has one modality, nothing to balance: joint_baseline.py "
-                             "--modality trains it")
     if r.ogm_alpha != RECIPE["ogm_alpha"] and args.balance != "ogm_ge":
         raise data.DataError("--ogm-alpha is of --balance ogm_ge: give both")
     return args, ds, r, path, config

@@ -75,9 +75,6 @@ def plan(argv=None):
         __file__, argv, args, RECIPE, CHANGES, SMALL, scaled=("warmup", "lr_step"),
         may_be_0=("warmup", "shared_weight", "duc_weight"),
         words=dict(shared_weight="shared", duc_weight="duc"))      # in a run's name: dimml.duc0
-    if len(ds.modalities) < 2:
-        raise data.DataError(f"{ds.name} has one modality, DI-MML needs two: joint_baseline.py "
-                             "--modality trains it")
     if r.duc_weight and r.warmup >= r.epochs:
         raise data.DataError(f"--warmup {r.warmup} of {r.epochs} epochs: DUC would not start; a "
                              "shorter one, or --duc-weight 0")

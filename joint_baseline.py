@@ -65,11 +65,9 @@ def plan(argv=None):
     alone = "ensemble" if args.ensemble else f"only-{args.modality}" if args.modality else None
     ds, r, path, config = data.parse(
         __file__, argv, args, RECIPE, CHANGES, SMALL, variant=[alone or args.fusion],
-        words=dict(encoder_lr_factor="encoder"))
+        words=dict(encoder_lr_factor="encoder"), least=1 if args.modality else 2)
     if args.modality:
         ds = ds.only(args.modality)
-    elif len(ds.modalities) < 2:
-        raise data.DataError(f"{ds.name} has one modality: train it with --modality")
     if r.encoder_lr_factor != 1 and not args.ensemble:
         raise data.DataError("--encoder-lr-factor is a control of --ensemble: give both")
     return args, ds, r, path, config

@@ -75,14 +75,11 @@ def plan(argv=None):
             raise data.DataError(f"--interaction cannot be {args.interaction}")
     ds, r, path, config = data.parse(__file__, argv, args, RECIPE, CHANGES, SMALL, variant=named)
     config["recipe"]["interaction"] = args.interaction
-    if len(ds.modalities) < 2:
-        raise data.DataError(f"{ds.name} has one modality, UDI needs two: joint_baseline.py "
-                             "--modality trains it")
     if args.anchor:
         ds.only(args.anchor)                        # raises DataError if there is no such modality
     elif not len(ds.indices("val")):
-        raise data.DataError(f"no validation items to choose the anchor by ({ds.why_no_val}): give "
-                             "--anchor NAME")
+        raise data.DataError("no validation items to choose the anchor by (--val 0, or no class or "
+                             "group of train can spare any): give --anchor NAME")
     return args, ds, r, path, config
 
 

@@ -23,10 +23,6 @@ from data.run import (claim, exit_codes, finished, half_done, parse, parser, pic
 from data.store import PARTS, DataError, check, whole_file
 from data.synthetic import EMBEDDED, digest
 
-__all__ = ["DataError", "Dataset", "claim", "exit_codes", "finished", "half_done", "open_dataset",
-           "parse", "parser", "pick_device", "print_epoch", "print_table", "provenance",
-           "restore", "run_once", "save", "whole_file", "write_result"]
-
 NAMES = ("cremad", "ave", "ucf101", "modelnet40")                           # of data.prepare
 SMALL_SETS = ("avmnist", "avletters", "utdmhad", "modelnet40_points")       # of results.sets
 
@@ -50,7 +46,6 @@ class Dataset:
         options = json.dumps(self.description, sort_keys=True).encode()
         self.fingerprint = {**fingerprint, "description": hashlib.sha256(options).hexdigest()}
         self.val, self.carved = val, val > 0 and PARTS["val"] not in assignment
-        self.by_group = by_group(assignment, groups)
         self._parts = carve_val(np.array(assignment), self.labels, groups, val)
         self._resident = {}
 
@@ -78,8 +73,6 @@ class Dataset:
         """Before the first step: raises DataError where training cannot go well, warns of what is
         odd."""
         train, val = (self.labels[self.indices(part)] for part in ("train", "val"))
-        check(batch_size <= len(train),
-              f"--batch-size {batch_size} is larger than the {len(train)} train items")
         check(batch_size > 1, "--batch-size must be at least 2: BatchNorm needs more than one item")
         check(len(np.unique(train)) > 1, f"all train items of {self.name} are of one class")
         if self.split == "trial":       # of data.prepare --limit: too few items to ask more of them
@@ -89,19 +82,9 @@ class Dataset:
                   file=sys.stderr)
         share = len(val) / (len(val) + len(train))
         if self.carved and not 0.5 * self.val < share < 2 * self.val:
-            why = "each class holds out at least one item and keeps one"
-            if self.by_group:
-                why = ("whole groups (speakers, videos) are held out, until a class of theirs has "
-                       "enough")
             print(f"warning: {share:.0%} of the training items are held out, not {self.val:.0%}: "
-                  f"{why}", file=sys.stderr)
-
-    @property
-    def why_no_val(self):
-        """Why there are no validation items, in words."""
-        unit = "group (speaker, video)" if self.by_group else "item"
-        why = f"to hold out any {unit} of train would leave a class with nothing to train on"
-        return why if self.val else "--val 0 holds none out"
+                  "whole groups (speakers, videos) where there are any, of each class at least one "
+                  "and never all", file=sys.stderr)
 
     def only(self, *names):
         """The same items with these modalities alone. Raises DataError for a name not there."""

@@ -63,7 +63,7 @@ def flag(entry):
 
 
 def parse(script, argv, args, recipe, changes, small, scaled=("lr_step",), may_be_0=(), words={},
-          variant=()):
+          variant=(), least=2):
     """What was typed -> the dataset, the recipe, the run's path and its config.
 
     script    its path: its name is the method's, so a copied file is a method of its own
@@ -73,6 +73,7 @@ def parse(script, argv, args, recipe, changes, small, scaled=("lr_step",), may_b
     may_be_0  entries that may be 0; none may be negative
     words     {entry: the word for it in the run's name}, where that is not the entry itself
     variant   what the script's own flags add to the name, first; None and "" add nothing
+    least     how many modalities the method needs
 
     Two runs of one config are one run. What was typed, differs from the dataset's recipe and is no
     setting that all methods share stands in the name: "dimml.duc0". Raises DataError for what
@@ -82,6 +83,8 @@ def parse(script, argv, args, recipe, changes, small, scaled=("lr_step",), may_b
     args.command = [Path(script).name, *(sys.argv[1:] if argv is None else argv)]
     check(0 <= args.seed < 2**32, f"--seed {args.seed} is not in 0 .. 2^32 - 1")
     ds = open_dataset(args.dataset, args.data_dir, args.split, args.val)
+    check(len(ds.modalities) >= least, f"{ds.name} has one modality, {least} are needed: "
+                                       "joint_baseline.py --modality trains it")
 
     default = {**recipe, **changes.get(ds.name, small)}
     typed = {entry: getattr(args, entry) for entry in recipe if getattr(args, entry) is not None}
@@ -426,13 +429,9 @@ def exit_codes(prog):
 
     with contextlib.suppress(ValueError):       # only the main thread may set a handler
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    for stream in (sys.stdout, sys.stderr):     # a character that the locale lacks becomes \xe9
-        if hasattr(stream, "reconfigure"):      # a notebook's cannot, a closed one is None
-            stream.reconfigure(errors="backslashreplace")
     try:
         yield
-        if sys.stdout:
-            sys.stdout.flush()
+        print(end="", flush=True)
     except BrokenPipeError:
         # Python flushes stdout once more at exit, which would fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

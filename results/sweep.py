@@ -50,8 +50,6 @@ ROWS = {        # the flags of each row of the table; a row is called <script>[.
     "udi.cka": "--complement cka",
     "udi.stage1": "--follower-init stage1",
 }
-
-
 CLUSTER = "slurm"       # of submitit
 
 

@@ -661,14 +661,11 @@ def main(argv=None):
     check(runs, f"no runs to show in {', '.join(args.folders) or RUNS}")
     if args.readme:
         page = (ROOT / "README.md").read_text(encoding="utf-8")
-        before, _, rest = page.partition(BEGIN)
-        _, _, after = rest.partition(END)
-        check(after, f"{ROOT / 'README.md'}: it has not the two lines {BEGIN} and {END}")
-        drawn, page = picture(runs), f"{before}{BEGIN}\n{readme(runs)}{END}{after}"
-        with whole_file(ROOT / "README.md") as file:
-            file.write(page.encode())
+        before, _, after = re.split(f"{BEGIN}|{END}", page)
         with whole_file(ROOT / "docs/results.svg") as file:
-            file.write(drawn)
+            file.write(picture(runs))
+        with whole_file(ROOT / "README.md") as file:
+            file.write(f"{before}{BEGIN}\n{readme(runs)}{END}{after}".encode())
         return
     print(readme(runs))
     print(LEGEND)

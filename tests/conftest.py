@@ -1,5 +1,6 @@
 """What the tests share: a dataset that a few steps learn, a small encoder, commands."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -28,7 +29,6 @@ from data import store  # noqa: E402
 
 REAL = ROOT.parent / "shared/real"
 real = pytest.mark.skipif(not REAL.is_dir(), reason="the real samples are not here")
-PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}      # an ASCII locale
 
 
 def arrays(n=48, n_classes=3, size=24, modalities=("audio", "image"), seed=0):
@@ -65,19 +65,20 @@ class SmallEncoder(torch.nn.Sequential):
         return super().forward(x[:, 0]).mean((2, 3)).to(self[0].weight.dtype)
 
 
+def load(path):
+    """A script as a module, with the small encoder."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.Encoder = SmallEncoder
+    return module
+
+
 @pytest.fixture
 def small(monkeypatch):
     """The scripts with the small encoder."""
     for script in (balance, dimml, joint_baseline, udi):
         monkeypatch.setattr(script, "Encoder", SmallEncoder)
-
-
-@pytest.fixture
-def sigterm():
-    """What exit_codes does to this process, undone."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 def outcome(folder):

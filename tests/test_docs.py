@@ -1,15 +1,14 @@
 """The pages under docs/ and the ledger: what they name exists, what they show runs."""
 
-import importlib.util
 import re
 import subprocess
-import wave
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SmallEncoder, arrays
+from conftest import ROOT, SmallEncoder, arrays, load
 from PIL import Image
+from scipy.io import wavfile
 from torchvision.models import resnet18
 
 import balance
@@ -29,15 +28,6 @@ RUNS = {"dimml": [(dimml, ["--warmup", "1", "--fusion-epochs", "1"])],
 
 def page(name):
     return (ROOT / f"docs/{name}.md").read_text(encoding="utf-8")
-
-
-def module_of(source, path):
-    """A script's source as a module of the name of a file."""
-    path.write_text(source, encoding="utf-8")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +100,7 @@ def test_a_checkpoint_predicts_as_its_run_did_and_for_files(folder, results, tmp
     assert len(set(given["answers"])) > 1
 
     monkeypatch.chdir(tmp_path)
-    with wave.open("new.wav", "wb") as file:
-        file.setparams((1, 2, 16_000, 0, "NONE", ""))
-        file.writeframes(items["audio"][0, :20_000].tobytes())
+    wavfile.write("new.wav", 16_000, items["audio"][0, :20_000])
     Image.fromarray(items["image"][0, 0].transpose(1, 2, 0)).resize((80, 60)).save("new.jpg")
     exec(prepare, given)
     assert given["items"]["audio"].shape == (1, 32_000)     # of 1.25 s, the rest is silence
@@ -126,8 +114,7 @@ def test_the_fork_trains_under_its_own_name(folder, results, tmp_path):
     fork = tmp_path / "mine.py"
     fork.write_text((ROOT / "balance.py").read_text(encoding="utf-8"), encoding="utf-8")
     subprocess.run(["git", "apply"], input=diff, text=True, cwd=tmp_path, check=True)
-    mine = module_of(fork.read_text(encoding="utf-8"), fork)
-    mine.Encoder = SmallEncoder
+    mine = load(fork)
     flags = ["--dataset", str(folder), *FLAGS, "--out", str(tmp_path), "--alpha"]
     forks = {alpha: mine.main([*flags, alpha]) for alpha in ("1", "2")}
     assert set(table.load(tmp_path)["tiny", "official"]) == {
@@ -136,16 +123,17 @@ def test_the_fork_trains_under_its_own_name(folder, results, tmp_path):
     assert len({run["epochs"][1]["loss"]["joint"] for run in runs}) == 3    # each its own loop
 
 
-def test_the_encoder_can_begin_with_the_weights_of_torchvision(tmp_path, monkeypatch):
+def test_the_encoder_can_begin_with_the_weights_of_torchvision():
     lines, = re.findall(r"```python\n(.*?)```", page("fork"), re.S)
     last = "        del self.avgpool, self.fc\n"
     source = (ROOT / "dimml.py").read_text(encoding="utf-8").replace(last, lines + last)
-    mine, trained = module_of(source, tmp_path / "mine.py"), resnet18(weights=None).eval()
-    mine.resnet18 = lambda weights: trained
+    trained = resnet18(weights=None).eval()
+    mine = {"__name__": "mine", "resnet18": lambda weights: trained}
+    exec(source, mine)
     x = torch.rand(2, 3, 64, 64)
     pooled = {}
     trained.avgpool.register_forward_hook(lambda _, z, pool: pooled.update(z=z[0].mean((2, 3))))
     trained(x)
     with torch.no_grad():
-        assert torch.allclose(mine.Encoder(3).eval()(x[:, None]), pooled["z"], atol=1e-5)
-        assert mine.Encoder(1).eval()(x[:, None, :1]).shape == (2, 512)
+        assert torch.allclose(mine["Encoder"](3).eval()(x[:, None]), pooled["z"], atol=1e-5)
+        assert mine["Encoder"](1).eval()(x[:, None, :1]).shape == (2, 512)

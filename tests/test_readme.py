@@ -23,10 +23,11 @@ def section(title):
     return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", README, re.M | re.S)[1]
 
 
-def test_readme_fits_one_screen():
+def test_readme_fits_one_screen_and_the_report_is_small():
     lines = README.splitlines()
     assert len(lines) <= 150
     assert max(len(line) for line in lines if not line.startswith("|")) <= 100
+    assert (ROOT / "results/report.ipynb").stat().st_size < 1_000_000
 
 
 def test_the_code_that_readme_quotes_is_that_of_the_files():

@@ -4,8 +4,6 @@ import json
 import math
 
 import pytest
-import scipy.stats
-from conftest import ROOT
 
 from data import DataError
 from results import table
@@ -51,14 +49,6 @@ def cells(markdown, label):
 
 
 # ---- numbers -------------------------------------------------------------------------------------
-def test_paired_is_scipys_test_and_seeds_that_all_differ_by_the_same_show_nothing():
-    d = table.paired({0: 91.0, 1: 94.5, 2: 93.0, 7: 12.0}, {0: 90.0, 1: 92.0, 2: 93.5, 8: 99.0})
-    test = scipy.stats.ttest_rel([91, 94.5, 93], [90, 92, 93.5])
-    interval = test.confidence_interval(0.95)
-    assert d.n == 3 and (d.low, d.high, d.p) == pytest.approx((*interval, test.pvalue))
-    assert table.paired({0: 90.1, 1: 70.1}, {0: 90.0, 1: 70.0}).p == 1
-
-
 def test_a_row_by_hand(write, tmp_path):
     for seed, joint, ours in ((0, 90, 91), (1, 80, 82), (2, 70, 73)):
         write("joint_baseline.concat", seed, joint)
@@ -288,16 +278,10 @@ def test_readme_gets_table_and_picture_between_its_markers(write, tmp_path, monk
         for seed, percent in ((0, 80), (1, 82)):
             write("dimml", seed, percent, dict.fromkeys(names, 70), dataset=dataset)
     (tmp_path / "docs").mkdir()
-    page = tmp_path / "README.md"
-    for text, refused in ((f"{table.END} Étude {table.BEGIN}", True),
-                          (f"# Étude\n{table.BEGIN}\nold\n{table.END}\nafter\n", False)):
-        page.write_text(text, encoding="utf-8")
-        if refused:
-            with pytest.raises(DataError, match="README.md: it has not the two lines"):
-                table.main(["--readme"])
-            assert page.read_text(encoding="utf-8") == text
+    text = f"# Étude\n{table.BEGIN}\nold\n{table.END}\nafter\n"
+    (tmp_path / "README.md").write_text(text, encoding="utf-8")
     table.main(["--readme"])
-    written = page.read_text(encoding="utf-8")
+    written = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert written == text.replace("old\n", table.readme(table.load(tmp_path)))
     assert cells(written, "`dimml`") == ["81.0 ± 1.4"] * 2
     assert b"<svg" in (tmp_path / "docs/results.svg").read_bytes()
@@ -310,7 +294,3 @@ def test_usage(argv, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=message):
         table.main(argv)
-
-
-def test_the_report_is_small():
-    assert (ROOT / "results/report.ipynb").stat().st_size < 1_000_000

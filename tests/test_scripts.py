@@ -29,7 +29,7 @@ def test_importing_the_scripts_does_nothing_and_needs_no_decoder():
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_an_error_is_one_line_and_exit_code_2(name, tmp_path, monkeypatch, capsys, sigterm):
+def test_an_error_is_one_line_and_exit_code_2(name, tmp_path, monkeypatch, capsys):
     argv = [f"{name}.py", "--dataset", "ave", "--data-dir", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(SystemExit) as stop:

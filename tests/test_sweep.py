@@ -108,14 +108,11 @@ def test_a_result_of_another_config_is_named_before_anything_is_trained(tiny, tm
     assert not list(tmp_path.glob("*.log"))
 
 
-def test_two_runs_of_one_name_are_refused(tiny, tmp_path, mine):
+def test_two_runs_of_one_name_are_refused(tmp_path, mine):
     (tmp_path / "other").mkdir()
     shutil.copy("mine.py", "other/mine.py")
     with pytest.raises(DataError, match="both be called runs/mine-synthetic-seed0: .*/m"):
         names("rows", ["mine.py", "other/mine.py"])
-    other = shutil.copytree(tiny, tmp_path / "other" / "tiny")
-    with pytest.raises(DataError, match="called runs/.*concat-tiny.*"):
-        names("rows", ROWS[1:], "datasets", [tiny, str(other)])
 
 
 # ---- training for real ---------------------------------------------------------------------------
