@@ -67,6 +67,14 @@ def test_differences_on_the_pages_are_those_of_the_runs():
         assert table.points(d) in " ".join(text.split())
 
 
+def test_minutes_on_the_page_are_those_of_the_runs():
+    runs = table.load()
+    for row in ("joint_baseline.concat", "dimml", "balance.mmpareto", "udi"):
+        minutes = [table.cost_of_a_run(rows[row])[0] if row in rows else ""
+                   for rows in runs.values()]
+        assert f"| `{row}` | {' | '.join(minutes)} |" in PAGES[ROOT / "docs/speed.md"]
+
+
 def test_commands_parse(tmp_path, monkeypatch):
     """Every script's with `plan`, whatever dataset it names; every module's flags with --help."""
     text = re.sub(r"```text\n.*?```", "", "".join(PAGES.values()), flags=re.S)
