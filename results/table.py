@@ -18,7 +18,6 @@ import math
 import re
 import statistics
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -376,13 +375,13 @@ def markdown(header, body):
     return text
 
 
-def usual_n(rows):
-    """How many runs most rows have."""
-    return Counter(map(len, rows.values())).most_common(1)[0][0]
+def most_runs(rows):
+    """How many runs a row has; where rows have different numbers, the largest."""
+    return max(map(len, rows.values()))
 
 
 def title(section, rows):
-    return f"{', '.join(section)} (n = {usual_n(rows)})"
+    return f"{', '.join(section)} (n = {most_runs(rows)})"
 
 
 def overview(runs):
@@ -390,7 +389,7 @@ def overview(runs):
     the first modality of each dataset alone, the second one alone, and so on."""
     columns, alone, main = [], [], set()
     for (dataset, split), rows in runs.items():
-        n = usual_n(rows)
+        n = most_runs(rows)
         column = {"method": title((dataset, split), rows)}
         ensemble = rows.get(ENSEMBLE, {})
         for i, m in enumerate(heads(ensemble, "modality_heads"), 1):
@@ -455,6 +454,9 @@ def joint_against_ensemble(rows):
     """How much less each encoder has learned jointly than alone, by its probe, and the one planned
     comparison, a t-test at 5 % of its own: sentences."""
     joint, ensemble = rows.get(JOINT, {}), rows.get(ENSEMBLE, {})
+    missing = [f"`{row}`" for row in (JOINT, ENSEMBLE) if row not in rows]
+    if missing:
+        return [f"What joint training costs is not known: no run of {' or '.join(missing)}."]
     try:
         answer, costs = compare(joint, ensemble), {}
         for m in modalities({JOINT: joint}):
@@ -546,7 +548,7 @@ def questions(runs):
     """What a practitioner asks, as a table: a row a question, a column a dataset, from the main
     rows. A question that no dataset's runs answer is left out; without any the text is empty."""
     def difference(rows, d, plus="+"):
-        few = f" (n = {d.n})" if d.n != usual_n(rows) else ""
+        few = f" (n = {d.n})" if d.n != most_runs(rows) else ""
         return points(d, plus) + few
 
     def cost(rows, i):
