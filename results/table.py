@@ -2,7 +2,6 @@
 
     python -m results.table                # the published runs, those of results/runs
     python -m results.table runs           # your own, of any number of folders
-    python -m results.table --ablations    # the published ablations too
     python -m results.table --readme       # into README.md and docs/results.svg
 
 What cannot be averaged is left out and named on stderr: a file that is no result, a row of which
@@ -50,6 +49,7 @@ QUESTIONS = (       # what a practitioner asks: a row's answer, or another head,
     ("Is DI-MML worth it?", ("dimml", None), (ENSEMBLE, CALIBRATED)),
     ("Is its DUC loss worth it?", ("dimml", None), ("dimml.duc0", None)),
     ("Is UDI worth it?", ("udi", None), (ENSEMBLE, None)),
+    ("Is UDI worth it?", ("udi", None), (ENSEMBLE, CALIBRATED)),
     ("Is its guidance worth it?", ("udi", None), ("udi.interaction0-0", None)),
 )
 LEGEND = f"""\
@@ -58,8 +58,9 @@ epoch. Differences, to `{JOINT}` and to `{ENSEMBLE}`, are in points,
 with a 95 % interval in brackets (Student's t, paired by seed). Intervals tell how far the seeds
 differ and hold for these test items; where nothing differs, one in twenty still excludes zero.
 Joint training against the ensemble is the one planned comparison. All other rows are a family: one
-is "shown" to beat the ensemble, or to lose to it, only after Holm's correction. A true gain of the
-smallest size that these seeds could have shown would be shown about half the time."""
+is "shown" to beat the ensemble, or to lose to it, only after Holm's correction, within one dataset
+and one of the two ensembles, plain and calibrated. A true gain of the smallest size that these
+seeds could have shown would be shown about half the time."""
 
 
 def warn(message):
@@ -154,9 +155,6 @@ def load(*folders):
     for section, rows in sorted(runs.items()):
         ordered[section] = {}
         for row in sorted(rows, key=lambda row: place(row, is_ablation(row, section[0]))):
-            if row != new_name(row) and new_name(row) in rows:
-                warn(f"{row} on {', '.join(section)} is left out: {new_name(row)} replaces it")
-                continue
             ordered[section][row] = rows[row]
             for key in ("commit", "code", "device", "threads", "versions"):
                 if len({made_with(key, result) for result in rows[row].values()}) > 1:
@@ -165,11 +163,6 @@ def load(*folders):
 
 
 # ---- which rows there are ------------------------------------------------------------------------
-def new_name(row):
-    """What a row is called today: the cures of joint training were variants of joint_baseline."""
-    return re.sub(r"^joint_baseline\.(?=auxiliary|ogm_ge|mmpareto|dgl)", "balance.", row)
-
-
 def main_rows(dataset):
     """The names of a dataset's main rows, in their order."""
     return [row for row in MAIN if MAIN_ON.get(row, dataset) == dataset]
@@ -178,15 +171,14 @@ def main_rows(dataset):
 def is_ablation(row, dataset):
     """Whether a row is one of our scripts' beside the main ones. Those of a fork are none, nor are
     runs of one modality or with the anchor named, which some datasets need."""
-    method, _, variant = new_name(row).partition(".")
-    return (method in OURS and new_name(row) not in main_rows(dataset)
+    method, _, variant = row.partition(".")
+    return (method in OURS and row not in main_rows(dataset)
             and not variant.startswith(("only-", "anchor-")))
 
 
 def place(row, ablation):
     """Sorts main rows first, in their order, then those of other methods, then ablations."""
-    now = new_name(row)
-    return ablation, MAIN.index(now) if now in MAIN and not ablation else len(MAIN), row
+    return ablation, MAIN.index(row) if row in MAIN and not ablation else len(MAIN), row
 
 
 def without_ablations(runs):
@@ -450,37 +442,51 @@ def cost_of_a_run(results):
 
 
 # ---- words ---------------------------------------------------------------------------------------
+def costs(rows):
+    """What joint training costs each encoder: {modality: Difference of the probe, trained alone
+    less jointly}; None for one that is not shown to be better than guessing when trained alone, and
+    so has nothing to lose. Raises ValueError as `compare` does."""
+    joint, ensemble = rows.get(JOINT, {}), rows.get(ENSEMBLE, {})
+    lost = {}
+    for m in modalities({JOINT: joint}):
+        lost[m] = compare(ensemble, joint, probe(m), probe(m))
+        guessing = {seed: 100 / len(result["classes"]) for seed, result in ensemble.items()}
+        above = paired(probe(m)(ensemble), guessing)
+        if above.n > 1 and above.low <= 0:
+            lost[m] = None
+    return lost
+
+
 def joint_against_ensemble(rows):
     """How much less each encoder has learned jointly than alone, by its probe, and the one planned
     comparison, a t-test at 5 % of its own: sentences."""
-    joint, ensemble = rows.get(JOINT, {}), rows.get(ENSEMBLE, {})
     missing = [f"`{row}`" for row in (JOINT, ENSEMBLE) if row not in rows]
     if missing:
         return [f"What joint training costs is not known: no run of {' or '.join(missing)}."]
     try:
-        answer, costs = compare(joint, ensemble), {}
-        for m in modalities({JOINT: joint}):
-            costs[m] = compare(ensemble, joint, probe(m), probe(m))
+        answer, lost = compare(rows[JOINT], rows[ENSEMBLE]), costs(rows)
     except ValueError as why:
         return [f"What joint training costs is not known: {why}."]
+    if answer.n == 1:
+        return ["What joint training costs is not known: one seed shows nothing."]
 
-    def cost(d, more=""):
-        return f"{points(d, '-')} points{more} (n = {d.n})."
-
-    shown, level = [], []
-    for m, d in sorted(costs.items(), key=lambda cost: -cost[1].mean):
+    said = []
+    for m, d in lost.items():
+        if d is None:
+            said.append(f"The {m} encoder has nothing to lose: trained alone it is not shown to be "
+                        "better than guessing.")
+            continue
+        cost = f"{points(d, '-')} points (n = {d.n})."
         if d.p > 0.05:
-            level.append(f"No cost is shown for the {m} encoder: {cost(d)}")
+            said.append(f"No cost is shown for the {m} encoder: {cost}")
         elif d.mean > 0:
-            shown.append(f"Joint training costs the {m} encoder {cost(d)}")
+            said.append(f"Joint training costs the {m} encoder {cost}")
         else:
-            d = compare(joint, ensemble, probe(m), probe(m))
-            shown.append(f"Joint training teaches the {m} encoder {cost(d, ' more')}")
+            said.append(f"The {m} encoder gains by joint training, which costs it {cost}")
     verb = "beats the ensemble" if answer.mean > 0 else "loses to the ensemble"
     if answer.p > 0.05:
         verb = "is not shown to differ from the ensemble"
-    verdict = f"Joint training {verb}: {points(answer)} points (n = {answer.n})."
-    return [*shown, *level, verdict]
+    return [*said, f"Joint training {verb}: {points(answer)} points (n = {answer.n})."]
 
 
 def family(rows, base=None):
@@ -551,45 +557,44 @@ def questions(runs):
         few = f" (n = {d.n})" if d.n != most_runs(rows) else ""
         return points(d, plus) + few
 
-    def cost(rows, i):
-        m = modalities(rows)[i]
-        d = compare(rows.get(ENSEMBLE, {}), rows.get(JOINT, {}), probe(m), probe(m))
-        return f"{m} {difference(rows, d, '-')}"
+    def lost(rows):
+        return ", ".join(f"{m} {difference(rows, d, '-')}" for m, d in costs(rows).items() if d)
 
     def less(rows, ours, base):
         (row, own), (other, theirs) = ours, base
         d = compare(rows.get(row, {}), rows.get(other, {}), head(own), head(theirs))
         return difference(rows, d)
 
-    def winners(rows, base):
+    def verdict(rows, base):
         compared, shown, _ = family(rows, base)
         if not compared:
             return ""
-        better = [row for row in compared if row in shown and compared[row].mean > 0]
-        gain = smallest_gain(compared.values())
-        return f"{', '.join(better) or 'none'} of {len(compared)} ({gain:.1f})"
+        better = [label for label in shown if compared[label].mean > 0]
+        worse = [label for label in shown if compared[label].mean < 0]
+        return short(f"beat: {', '.join(better) or 'none'}; lose: {', '.join(worse) or 'none'}; "
+                     f"of {len(compared)} ({smallest_gain(compared.values()):.1f})")
+
+    def short(text):
+        return text.replace("joint_baseline.", "").replace("balance.", "")
 
     def name(row, own):
-        short = f"`{row.removeprefix('joint_baseline.').removeprefix('balance.')}`"
-        return f"{short}, {own}" if own else short
+        return short(f"`{row}`, {own}" if own else f"`{row}`")
 
-    runs, asked = without_ablations(runs), []
-    for i in range(max((len(modalities(rows)) for rows in runs.values()), default=0)):
-        asked.append((f"What does joint training cost encoder {i + 1}?",
-                      f"probe, {name(ENSEMBLE, None)} − {name(JOINT, None)}", cost, [i]))
+    asked = [("What does joint training cost each encoder?", "probe, `ensemble` − `concat`",
+              lost, [])]
     for question, ours, base in QUESTIONS:
         asked.append((question, f"{name(*ours)} − {name(*base)}", less, [ours, base]))
     for base in (None, CALIBRATED):
-        asked.append(("Which rows are shown to beat the ensemble?",
-                      f"all but {name(JOINT, None)} − {name(ENSEMBLE, base)}", winners, [base]))
+        asked.append(("Which rows are shown to beat the ensemble, which to lose to it?",
+                      f"each but `concat`, less {name(ENSEMBLE, base)}", verdict, [base]))
 
-    body, above = [], None
+    runs, body, above = without_ablations(runs), [], None
     for question, look_at, answer, of in asked:
         cells = []
         for rows in runs.values():
             try:
                 cells.append(answer(rows, *of))
-            except (ValueError, IndexError):    # no such rows, no such modality
+            except ValueError:      # there are no such rows
                 cells.append("")
         if any(cells):
             body.append([question if question != above else "", look_at, *cells])
@@ -652,14 +657,11 @@ def picture(runs):
 def main(argv=None):
     parser = argparse.ArgumentParser("python -m results.table", description="Tables of results.")
     parser.add_argument("folders", nargs="*", metavar="DIR", help="(default: results/runs)")
-    parser.add_argument("--ablations", action="store_true", help="show the published ones too")
     parser.add_argument("--readme", action="store_true", help="write README's table and picture")
     args = parser.parse_args(argv)
     check(not (args.readme and args.folders),
           "--readme shows the published runs: give no DIR with it")
     runs = load(*args.folders)
-    if not args.ablations and not args.folders:
-        runs = without_ablations(runs)
     check(runs, f"no runs to show in {', '.join(args.folders) or RUNS}")
     if args.readme:
         page = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -667,7 +669,7 @@ def main(argv=None):
         with whole_file(ROOT / "docs/results.svg") as file:
             file.write(picture(runs))
         with whole_file(ROOT / "README.md") as file:
-            file.write(f"{before}{BEGIN}\n{readme(runs)}{END}{after}".encode())
+            file.write(f"{before}{BEGIN}\n{readme(without_ablations(runs))}{END}{after}".encode())
         return
     print(readme(runs))
     print(LEGEND)

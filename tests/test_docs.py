@@ -6,24 +6,18 @@ import subprocess
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SmallEncoder, arrays, load
+from conftest import ROOT, arrays, load
 from PIL import Image
 from scipy.io import wavfile
 from torchvision.models import resnet18
 
 import balance
 import dimml
-import joint_baseline
-import udi
 from data import open_dataset, store
 from results import sweep, table
 
+METHODS = ("dimml", "joint_baseline", "udi", "balance")
 FLAGS = ["--batch-size", "8", "--epochs", "2"]
-RUNS = {"dimml": [(dimml, ["--warmup", "1", "--fusion-epochs", "1"])],
-        "joint_baseline": [(joint_baseline, ["--ensemble"]), (joint_baseline, [])],
-        "udi": [(udi, [])],
-        "balance": [(balance, []), (balance, ["--balance", "ogm_ge"]),
-                    (balance, ["--balance", "mmpareto"])]}
 
 
 def page(name):
@@ -32,30 +26,19 @@ def page(name):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A prepared folder `tiny` of sounds and pictures as docs/your_data.md makes them, with room
-    for runs beside it."""
+    """A prepared folder `tiny` of sounds and pictures as docs/your_data.md makes them."""
     made = arrays(size=64)
     sound = np.random.default_rng(0).normal(0, 1000, (48, 32_000)).astype(np.int16)
     made["modalities"]["audio"] = dict(kind="audio", array=sound, standardize=True)
-    return store.write(tmp_path_factory.mktemp("docs") / "tiny", **made)
-
-
-@pytest.fixture(scope="module")
-def results(folder):
-    """{method: results on it}."""
-    given = ["--dataset", str(folder), "--out", str(folder.parent), *FLAGS]
-    with pytest.MonkeyPatch.context() as patch:
-        for script in (balance, dimml, joint_baseline, udi):
-            patch.setattr(script, "Encoder", SmallEncoder)
-        yield {method: [script.main([*given, *flags]) for script, flags in runs]
-               for method, runs in RUNS.items()}
+    return str(store.write(tmp_path_factory.mktemp("docs") / "tiny", **made))
 
 
 def test_functions_in_brackets_and_lines_of_the_ledger_exist():
     ledger = (ROOT / "results/DEVIATIONS.md").read_text(encoding="utf-8")
     code = "".join(path.read_text(encoding="utf-8")
                    for path in (*ROOT.glob("*.py"), *ROOT.glob("[dr]*/*.py")))
-    text = re.findall(r"## Implementation details\n(.*?)\n\n[A-Z#]", "".join(map(page, RUNS)), re.S)
+    pages = "".join(map(page, METHODS))
+    text = re.findall(r"## Implementation details\n(.*?)\n\n[A-Z#]", pages, re.S)
     text += re.findall(r"^\| [DUJ]\d+ .*", ledger, re.M)
     groups = re.findall(r"\((`[\w.]+`(?:,\s`[\w.]+`)*)\)", "".join(text))
     functions = {name.split(".")[-1] for name in re.findall(r"`([\w.]+)`", " ".join(groups))}
@@ -65,23 +48,8 @@ def test_functions_in_brackets_and_lines_of_the_ledger_exist():
     assert len(lines) == len(set(lines)) and set(re.findall(r"\b[DUJ]\d+\b", code)) <= set(lines)
 
 
-@pytest.mark.parametrize("method", RUNS)
-def test_every_logged_entry_is_explained(method, results):
-    """Stages, losses, heads and entries; modalities' own names stand in dicts of their own."""
-    named = re.findall(r"`([^`\n]+)`", page("result") + page(method))
-    explained = set(re.findall(r"\w+", " ".join(named)))
-    for result in results[method]:
-        names = {*result, *result["heads"], *result["test"], *result.get("choice", {})}
-        names |= {key for stretch in result["code"] for key in stretch}
-        for record in result["epochs"]:
-            names |= {*record, record["stage"], *record["loss"], *record.get("interaction", {})}
-            names |= {key for row in record.get("balance", {}).values() for key in row}
-            names |= {key for score in record["test"]["heads"].values() for key in score}
-        assert names <= explained
-
-
 def test_rows_are_called_as_the_sweep_calls_them():
-    pages = "".join(map(page, RUNS))
+    pages = "".join(map(page, METHODS))
     rows = re.findall(r"^\| `([\w.-]+)` \| `python (\w+)\.py ?(.*?)` \|", pages, re.M)
     assert all(row.split(".")[0] == script for row, script, _ in rows)
     assert {row: flags for row, _, flags in rows} == {
@@ -89,11 +57,12 @@ def test_rows_are_called_as_the_sweep_calls_them():
         for row, flags in sweep.ROWS.items()}
 
 
-def test_a_checkpoint_predicts_as_its_run_did_and_for_files(folder, results, tmp_path, monkeypatch):
+def test_a_checkpoint_predicts_as_its_run_did_and_for_files(folder, small, tmp_path, monkeypatch):
     predict, prepare = re.findall(r"```python\n(.*?)```", page("predict"), re.S)
-    ds, result = open_dataset(folder), results["dimml"][0]
+    ds, result = open_dataset(folder), dimml.main([
+        "--dataset", folder, "--out", str(tmp_path), *FLAGS, "--warmup", "1"])
     items = {m: np.array(mod.array[ds.indices("test")]) for m, mod in ds.modalities.items()}
-    given = {"path": folder.parent / "dimml-tiny-official-seed0.pt", "items": items}
+    given = {"path": tmp_path / "dimml-tiny-official-seed0.pt", "items": items}
     exec(predict, given)
     predictions = result["test"]["heads"]["fused"]["predictions"]
     assert given["answers"] == [ds.classes[c] for c in predictions]
@@ -109,17 +78,16 @@ def test_a_checkpoint_predicts_as_its_run_did_and_for_files(folder, results, tmp
     assert given["answers"][0] in ds.classes
 
 
-def test_the_fork_trains_under_its_own_name(folder, results, tmp_path):
+def test_the_fork_trains_under_its_own_name(folder, small, tmp_path):
     diff, = re.findall(r"```diff\n(.*?)```", page("fork"), re.S)
     fork = tmp_path / "mine.py"
     fork.write_text((ROOT / "balance.py").read_text(encoding="utf-8"), encoding="utf-8")
     subprocess.run(["git", "apply"], input=diff, text=True, cwd=tmp_path, check=True)
     mine = load(fork)
-    flags = ["--dataset", str(folder), *FLAGS, "--out", str(tmp_path), "--alpha"]
-    forks = {alpha: mine.main([*flags, alpha]) for alpha in ("1", "2")}
+    flags = ["--dataset", folder, *FLAGS, "--out", str(tmp_path)]
+    runs = [balance.main(flags), mine.main(flags), mine.main([*flags, "--alpha", "2"])]
     assert set(table.load(tmp_path)["tiny", "official"]) == {
-        "mine.auxiliary", "mine.auxiliary.alpha2"}
-    runs = (*forks.values(), results["balance"][0])
+        "balance.auxiliary", "mine.auxiliary", "mine.auxiliary.alpha2"}
     assert len({run["epochs"][1]["loss"]["joint"] for run in runs}) == 3    # each its own loop
 
 

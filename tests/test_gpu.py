@@ -3,6 +3,7 @@
     NANOMML_GPU=1 pytest -n 0 tests/test_gpu.py
 """
 
+import importlib
 import os
 import re
 
@@ -11,11 +12,9 @@ import pytest
 import torch
 from conftest import arrays, outcome, same
 
-import balance
 import dimml
-import joint_baseline
-import udi
 from data import DataError, open_dataset, pick_device, store
+from results import sweep
 from test_runs import stopped
 
 on_a_gpu = pytest.mark.skipif(not (os.environ.get("NANOMML_GPU") and torch.cuda.is_available()),
@@ -73,18 +72,8 @@ def test_a_gpu_that_cannot_be_used(gpus, capsys):
 
 
 # ---- on a GPU ------------------------------------------------------------------------------------
-ROWS = {
-    "dimml": (dimml, "--epochs 2 --warmup 1 --fusion-epochs 1"), "udi": (udi, "--epochs 1"),
-    "float32": (dimml, "--epochs 2 --warmup 1 --fusion-epochs 1 --amp off"),
-    "cka": (udi, "--epochs 1 --complement cka --anchor flow"),
-    "unguided": (udi, "--epochs 1 --anchor audio --interaction 0 0"),
-    "ensemble": (joint_baseline, "--epochs 2 --ensemble"),
-    "only": (joint_baseline, "--epochs 2 --modality rgb"),
-    **{fusion: (joint_baseline, f"--epochs 2 --fusion {fusion}")
-       for fusion in ("concat", "sum", "film", "gated")},
-    **{cure: (balance, f"--epochs 2 --balance {cure}")
-       for cure in ("auxiliary", "ogm_ge", "mmpareto", "dgl")},
-}
+ROWS = {**sweep.ROWS, "dimml.float32": "--amp off", "udi.flow": "--anchor flow",
+        "joint_baseline.only": "--modality rgb"}
 
 
 @pytest.fixture
@@ -125,10 +114,12 @@ def test_batches_on_a_gpu_are_those_of_the_cpu(streamed, every_kind, monkeypatch
 @on_a_gpu
 @pytest.mark.parametrize("name", ROWS)
 def test_each_row_gives_the_same_bits_again_and_resumed(name, every_kind, tmp_path):
-    script, flags = ROWS[name]
-    argv = ["--dataset", every_kind, "--batch-size", "8", "--gpu", "0", *flags.split(), "--out"]
+    script = importlib.import_module(name.split(".")[0])
+    argv = ["--dataset", every_kind, "--batch-size", "8", "--epochs", "2", "--gpu", "0",
+            *(["--warmup", "1", "--fusion-epochs", "1"] if script is dimml else []),
+            *ROWS[name].split(), "--out"]
     result = script.main([*argv, str(tmp_path / "whole")])
-    new = torch.cuda.get_device_capability(0) >= (8, 0) and name != "float32"
+    new = torch.cuda.get_device_capability(0) >= (8, 0) and name != "dimml.float32"
     assert result["precision"] == ("bfloat16" if new else "float32")
     assert result["device"] == torch.cuda.get_device_name(0) and result["peak_memory"] > 0
     argv += [str(tmp_path / "broken"), "--resume"]

@@ -73,7 +73,6 @@ def test_the_overview_has_a_row_a_method_and_a_column_a_dataset(write, tmp_path)
             alone = {m: 60 + 10 * i + seed * (i == 0) for i, m in enumerate(names)}
             write("joint_baseline.ensemble", seed, 90, alone=alone, probes=alone, dataset=dataset,
                   heads={"calibrated": 92} if dataset == "utdmhad" else {})
-    write("joint_baseline.auxiliary", 0, 95, dataset="lips")
     write("balance.auxiliary", 0, 96, dataset="utdmhad")
     write("mine.bold", 0, 85, dataset="lips")
     write("joint_baseline.gated", 0, 100, dataset="synergy")
@@ -81,7 +80,7 @@ def test_the_overview_has_a_row_a_method_and_a_column_a_dataset(write, tmp_path)
     body = [[cell.strip() for cell in line.split("|")[1:-1]] for line in overview.splitlines()]
     assert body[0] == ["method", "lips, official (n = 2)", "synergy, official (n = 1)",
                        "utdmhad, official (n = 2)"]      # the most runs of a row
-    assert body[2:12] == [
+    assert body[2:11] == [
         ["modality 1 alone", "audio 60.5 ± 0.7", "", "depth 60.5 ± 0.7"],
         ["modality 2 alone", "lips 70.0 ± 0.0", "", "inertial 70.0 ± 0.0"],
         ["modality 3 alone", "", "", "skeleton 80.0 ± 0.0"],
@@ -89,7 +88,6 @@ def test_the_overview_has_a_row_a_method_and_a_column_a_dataset(write, tmp_path)
         ["`joint_baseline.ensemble`, calibrated", "", "", "92.0 ± 0.0"],
         ["`joint_baseline.gated`", "", "100.0", ""],            # on synergy a main row
         ["`balance.auxiliary`", "", "", "96.0 (n = 1)"],
-        ["`joint_baseline.auxiliary`", "95.0 (n = 1)", "", ""],     # the older name, in the same place
         ["`mine.bold`", "85.0 (n = 1)", "", ""]]
 
 
@@ -132,8 +130,8 @@ def test_words_by_hand(write, tmp_path):
     write("mine", 0, 99)
     rows = table.load(tmp_path)[TOY]
     assert table.paragraph(TOY, rows) == (
-        "**toy, official.** Joint training costs the image encoder 34.0 [31.5, 36.5] points "
-        "(n = 3). No cost is shown for the audio encoder: 0.0 [−2.5, 2.5] points (n = 3). "
+        "**toy, official.** No cost is shown for the audio encoder: 0.0 [−2.5, 2.5] points "
+        "(n = 3). Joint training costs the image encoder 34.0 [31.5, 36.5] points (n = 3). "
         "Joint training loses to the ensemble: −4.0 [−7.2, −0.8] points (n = 3). "
         "Shown to beat the ensemble, of 5 other rows: `joint_baseline.ensemble`, calibrated +1.1 "
         "[+0.9, +1.3], `dimml` +3.1 [+2.9, +3.3] (smallest gain that could have been shown: 0.6 "
@@ -147,29 +145,32 @@ def test_words_by_hand(write, tmp_path):
     asked = [cells(line, line.split(" | ")[0][2:]) for line in (
         table.questions({("other", "small"): {"mine": rows["mine"]}, TOY: rows}).splitlines()[2:])]
     assert asked == [
-        ["probe, `ensemble` − `concat`", "", "audio 0.0 [−2.5, 2.5]"],
-        ["probe, `ensemble` − `concat`", "", "image 34.0 [31.5, 36.5]"],
+        ["probe, `ensemble` − `concat`", "", "audio 0.0 [−2.5, 2.5], image 34.0 [31.5, 36.5]"],
         ["`ensemble`, calibrated − `ensemble`", "", "+1.1 [+0.9, +1.3]"],
         ["`concat` − `ensemble`", "", "−4.0 [−7.2, −0.8]"],
         ["`dimml` − `ensemble`", "", "+3.1 [+2.9, +3.3]"],
         ["`dimml` − `ensemble`, calibrated", "", "+2.0 [+1.8, +2.2]"],
         ["`dimml` − `dimml.duc0`", "", "+3.0 [+2.8, +3.2]"],
         ["`udi` − `ensemble`", "", "−2.0 [−3.5, −0.5]"],
+        ["`udi` − `ensemble`, calibrated", "", "−3.1 [−4.8, −1.4]"],
         ["`udi` − `udi.interaction0-0`", "", "+37.0 [+33.0, +41.0]"],
-        ["all but `concat` − `ensemble`", "",
-         "`joint_baseline.ensemble`, calibrated, `dimml` of 5 (0.6)"],
-        ["all but `concat` − `ensemble`, calibrated", "", "`dimml` of 4 (2.0)"]]
+        ["each but `concat`, less `ensemble`", "",
+         "beat: `dimml`, `ensemble`, calibrated; lose: `udi.interaction0-0`; of 5 (0.6)"],
+        ["each but `concat`, less `ensemble`, calibrated", "",
+         "beat: `dimml`; lose: `udi.interaction0-0`, `dimml.duc0`, `udi`; of 4 (2.0)"]]
     assert table.questions({TOY: {"mine": rows["mine"]}}) == ""
 
 
 def test_words_where_joint_training_helps_and_of_one_seed_which_shows_nothing(write, tmp_path):
     write("dimml", 0, 90)
-    for seed in (0, 1, 2):
-        write("joint_baseline.ensemble", seed, 60, {"audio": 70}, dataset="helps")
-        write("joint_baseline.concat", seed, 90 + seed, {"audio": 75 + seed}, dataset="helps")
+    for seed in (0, 1, 2):      # of two classes
+        alone, joint = {"audio": 70, "image": 49 + seed}, {"audio": 75 + seed, "image": 40}
+        write("joint_baseline.ensemble", seed, 60, alone, dataset="helps")
+        write("joint_baseline.concat", seed, 90 + seed, joint, dataset="helps")
     runs = table.load(tmp_path)
     words = table.paragraph(("helps", "official"), runs["helps", "official"])
-    assert "Joint training teaches the audio encoder 6.0 [3.5, 8.5] points more (n = 3)." in words
+    assert ("The audio encoder gains by joint training, which costs it −6.0 [−8.5, −3.5] points "
+            "(n = 3). The image encoder has nothing to lose: trained alone it is not shown") in words
     assert "Joint training beats the ensemble: +31.0 [+28.5, +33.5] points (n = 3)." in words
     words = table.paragraph(TOY, runs[TOY])
     assert ("What joint training costs is not known: no run of `joint_baseline.concat` or "
@@ -177,8 +178,7 @@ def test_words_where_joint_training_helps_and_of_one_seed_which_shows_nothing(wr
     write("joint_baseline.ensemble", 0, 90)
     write("joint_baseline.concat", 0, 80)
     words = table.paragraph(TOY, table.load(tmp_path)[TOY])
-    assert "No cost is shown for the audio encoder: 10.0 points (n = 1)." in words
-    assert "Joint training is not shown to differ from the ensemble: −10.0 points (n = 1)." in words
+    assert "What joint training costs is not known: one seed shows nothing." in words
     assert words.endswith("not known. Not compared, one seed: `dimml`.")
 
 
@@ -249,26 +249,15 @@ def test_folds_are_one_column_paired_by_fold_and_seed(write, tmp_path):
     assert "loses to the ensemble: −5.5 [−6.4, −4.6] points (n = 4)" in words
 
 
-def test_the_first_folder_has_a_row_and_a_new_name_replaces_the_old_one(write, tmp_path, capsys):
-    write("joint_baseline.auxiliary", 0, 70)
+def test_the_first_folder_that_is_named_has_a_row(write, tmp_path, capsys):
     write("balance.auxiliary", 0, 80)
     write("joint_baseline.film", 0, 60)
     (tmp_path / "theirs").mkdir()
-    (tmp_path / write("balance.auxiliary", 0, 90, name="theirs/a.json"))
+    write("balance.auxiliary", 0, 90, name="theirs/a.json")
     rows = table.load(tmp_path, tmp_path / "theirs", tmp_path)[TOY]
     assert table.accuracy(rows["balance.auxiliary"]) == {0: 80} and len(rows) == 2
-    first, old = capsys.readouterr().err.splitlines()
-    assert "a folder named before" in first and "balance.auxiliary replaces it" in old
-
-
-def test_ablations_are_hidden_among_the_published_runs_alone(write, tmp_path, monkeypatch, capsys):
-    for row in ("udi.cka", "dimml.duc0", "mine.duc0", "joint_baseline.film"):
-        write(row, 0, 80)
-    monkeypatch.setattr(table, "RUNS", tmp_path)
-    for argv, shown in (([], 2), (["--ablations"], 4), ([str(tmp_path)], 4)):
-        table.main(argv)
-        overview = capsys.readouterr().out.split("\n\n")[0]
-        assert overview.count("\n| `") == shown and "`mine.duc0`" in overview
+    said, = capsys.readouterr().err.splitlines()
+    assert "a folder named before" in said
 
 
 # ---- README --------------------------------------------------------------------------------------
@@ -277,14 +266,16 @@ def test_readme_gets_table_and_picture_between_its_markers(write, tmp_path, monk
     monkeypatch.setattr(table, "RUNS", tmp_path)
     for dataset, names in (("toy", "ab"), ("utdmhad", ["depth", "inertial", "skeleton"])):
         for seed, percent in ((0, 80), (1, 82)):
-            write("dimml", seed, percent, dict.fromkeys(names, 70), dataset=dataset)
+            for row in ("dimml", "dimml.shared0"):              # an ablation is not shown
+                write(row, seed, percent, dict.fromkeys(names, 70), dataset=dataset)
     (tmp_path / "docs").mkdir()
     text = f"# Étude\n{table.BEGIN}\nold\n{table.END}\nafter\n"
     (tmp_path / "README.md").write_text(text, encoding="utf-8")
     table.main(["--readme"])
     written = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert written == text.replace("old\n", table.readme(table.load(tmp_path)))
-    assert cells(written, "`dimml`") == ["81.0 ± 1.4"] * 2
+    runs = table.without_ablations(table.load(tmp_path))
+    assert written == text.replace("old\n", table.readme(runs))
+    assert cells(written, "`dimml`") == ["81.0 ± 1.4"] * 2 and "shared0" not in written
     assert b"<svg" in (tmp_path / "docs/results.svg").read_bytes()
 
 

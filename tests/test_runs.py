@@ -103,6 +103,17 @@ def check_result(name, result):
                 accuracy = {e["epoch"]: e[part][group][head]["accuracy"] for e in trained}
                 assert rules[f"best_{part}"]["epoch"] == max(accuracy, key=accuracy.get)
 
+    # stages, losses, heads and entries stand on the pages; modalities' own names in their own dicts
+    pages = [(ROOT / f"docs/{page}.md").read_text("utf-8") for page in ("result", result["method"])]
+    explained = re.findall(r"\w+", " ".join(re.findall(r"`([^`\n]+)`", "".join(pages))))
+    names = {*result, *result["heads"], *result["test"], *result.get("choice", {})}
+    names |= {key for stretch in result["code"] for key in stretch}
+    for record in result["epochs"]:
+        names |= {*record, record["stage"], *record["loss"], *record.get("interaction", {})}
+        names |= {key for row in record.get("balance", {}).values() for key in row}
+        names |= {key for score in record["test"]["heads"].values() for key in score}
+    assert names <= set(explained)
+
     if name == "udi":
         follower, = BOTH - {result["choice"]["anchor"]}
         stages = dict.fromkeys((e["stage"], e["modality"]) for e in result["epochs"])
