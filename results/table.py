@@ -75,7 +75,8 @@ def read(path):
     if result["schema"] not in (2, 3):
         raise ValueError(f"its schema is {result['schema']}, not 2 or 3")
     for key, kind in {"recipe": dict, "data": dict, "probes": dict, "modality_heads": dict,
-                      "epochs": list, "seed": int, "seconds": float, "precision": str}.items():
+                      "classes": list, "epochs": list, "seed": int, "seconds": float,
+                      "precision": str}.items():
         if not isinstance(result.get(key), kind) or result[key] == []:
             raise ValueError(f"its entry {key} is missing or of another kind")
     answer = result["answer"]
