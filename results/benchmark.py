@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 import dimml
-from data import Dataset, exit_codes, pick_device, store
+from data import exit_codes, pick_device, store
+from data.batches import Batches
 from results.table import markdown
 
 TURNS = 5
@@ -46,39 +47,27 @@ def random_folder(folder, modalities, n):
                            list("abcd"), list(map(str, number))))
 
 
-class Timed:
-    """A training pass whose speed, in items a second, is appended to `speeds`. Every other pass
-    takes its first batch again and again: nothing to load, the limit."""
-
-    def __init__(self, batches, speeds):
-        self.batches, self.speeds = batches, speeds
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __iter__(self):
-        steps = iter(self.batches)
-        if len(self.speeds) % 2:
-            steps = iter([next(steps)] * len(self))
-        start = time.perf_counter()
-        yield from steps
-        if self.batches.device.type == "cuda":
-            torch.cuda.synchronize(self.batches.device)
-        seconds = time.perf_counter() - start
-        self.speeds.append(len(self) * self.batches.batch_size / seconds)
-
-
 def training(name, gpu):
     """DI-MML with DUC, through its own `main`, on one dataset -> a line of the table. On a CPU
     small batches and few steps, which take long enough."""
     batch, steps = (4, 3) if gpu is None else (16, 100)
-    speeds, whole = [], Dataset.batches
+    speeds, whole = [], Batches.__iter__        # items a second of each training pass
 
-    def batches(*args, augment=False, **more):
-        made = whole(*args, augment=augment, **more)
-        return Timed(made, speeds) if augment else made
+    def timed(batches):
+        loaded = whole(batches)
+        if not batches.boxes:           # nothing is cropped: no training pass
+            yield from loaded
+            return
+        if len(speeds) % 2:             # nothing to load: the first batch again and again
+            loaded = iter([next(loaded)] * len(batches))
+        start = time.perf_counter()
+        yield from loaded
+        if batches.device.type == "cuda":
+            torch.cuda.synchronize(batches.device)
+        seconds = time.perf_counter() - start
+        speeds.append(len(batches) * batches.batch_size / seconds)
 
-    with (tempfile.TemporaryDirectory() as out, mock.patch.object(Dataset, "batches", batches),
+    with (tempfile.TemporaryDirectory() as out, mock.patch.object(Batches, "__iter__", timed),
           contextlib.redirect_stdout(io.StringIO())):
         dataset, size = name, 16        # the embedded set as it is
         if name in SHAPES:

@@ -60,7 +60,7 @@ def test_write_and_open_again(tmp_path):
           ("image", {"array": np.ones((48, 1, 3, 8, 8), np.uint8)}, "has no value beyond 1"),
           ("audio", {"array": np.zeros((7, 1, 8, 8), np.float16)}, "has 7 items"),
           ("audio", {"array": np.full((48, 1, 8, 8), np.nan, np.float16)}, "not finite"),
-          ("audio", {"std": 0}, "std above 0"), ("audio", {"mean": [0.1, 0.2]}, "modality 'audio': "),
+          ("audio", {"std": 0}, "std above 0"), ("audio", {"mean": [0.1, 0.2]}, "'audio': "),
           ("image", {"size": (8.5, 8)}, "not a height and a width"),
           ("image", {"flip": "no"}, "flip is 'no', not a bool"),
           ("audio", {"kind": "audio", "array": np.zeros((48, 511), np.int16)}, "shorter than"))),
