@@ -269,10 +269,10 @@ def holm(p_values, level=0.05):
     return shown
 
 
-def smallest_gain(differences):
-    """What these seeds could have shown of m differences, in points: of t(1 - 0.05 / 2m, n - 1)
+def smallest_gain(differences, m):
+    """What these seeds could have shown in a family of m rows, in points: of t(1 - 0.05 / 2m, n - 1)
     std / sqrt(n) the median."""
-    share = 1 - 0.05 / (2 * len(differences))
+    share = 1 - 0.05 / (2 * m)
     return statistics.median(scipy.stats.t.ppf(share, d.n - 1) * d.std / math.sqrt(d.n)
                              for d in differences)
 
@@ -492,28 +492,30 @@ def joint_against_ensemble(rows):
 
 def family(rows, base=None):
     """All other rows against the ensemble of single modalities, plain or "calibrated":
-    {row: Difference} of those that can be compared, which of them are shown to differ, and
-    {why not: rows} of the rest."""
-    compared, apart = {}, {}
+    {row: Difference} of those that can be compared, which of them are shown to differ, how many
+    rows the family has, and {why not: rows} of the rest. A row of one seed, which is to have more,
+    counts in the family, so that the others are not judged more mildly until it does."""
+    compared, p_values, apart = {}, {}, {}
     for label, results, own in answers(rows):
         named = re.search(r"\.(only|anchor)-", label)       # a part of a row, not its rival
         if label in (f"`{JOINT}`", f"`{ENSEMBLE}`") or named or own and own == base:
             continue
         try:
             d = compare(results, rows.get(ENSEMBLE, {}), head(own), head(base))
+            p_values[label] = d.p
             if d.n == 1:
                 raise ValueError("one seed")
             compared[label] = d
         except ValueError as why:
             apart.setdefault(f"Not compared, {why}", []).append(label)
-    return compared, holm({label: d.p for label, d in compared.items()}), apart
+    return compared, holm(p_values), len(p_values), apart
 
 
 def against_ensemble(rows, base=None):
     """Which rows of the `family` are shown to beat the ensemble and which to lose to it: sentences,
     the verdict first."""
     name = f"{base} ensemble" if base else "ensemble"
-    compared, shown, apart = family(rows, base)
+    compared, shown, m, apart = family(rows, base)
     better, worse, level = [], [], []
     for label, d in compared.items():
         if label not in shown:
@@ -521,13 +523,13 @@ def against_ensemble(rows, base=None):
         else:
             (better if d.mean > 0 else worse).append(f"{label} {points(d)}")
 
-    others = f"{len(compared)} other row{'s' * (len(compared) > 1)}"
+    others = f"{m} other row{'s' * (m > 1)}"
     verdict = f"Of {others} none is shown to beat the {name}"
     if better:
         verdict = f"Shown to beat the {name}, of {others}: {', '.join(better)}"
     if compared:
         verdict += (" (smallest gain that could have been shown: "
-                    f"{smallest_gain(compared.values()):.1f} points)")
+                    f"{smallest_gain(compared.values(), m):.1f} points)")
     else:
         verdict = f"Whether another row beats the {name} is not known"
     said = [f"{verdict}."]
@@ -567,13 +569,13 @@ def questions(runs):
         return difference(rows, d)
 
     def verdict(rows, base):
-        compared, shown, _ = family(rows, base)
+        compared, shown, m, _ = family(rows, base)
         if not compared:
             return ""
         better = [label for label in shown if compared[label].mean > 0]
         worse = [label for label in shown if compared[label].mean < 0]
         return short(f"beat: {', '.join(better) or 'none'}; lose: {', '.join(worse) or 'none'}; "
-                     f"of {len(compared)} ({smallest_gain(compared.values()):.1f})")
+                     f"of {m} ({smallest_gain(compared.values(), m):.1f})")
 
     def short(text):
         return text.replace("joint_baseline.", "").replace("balance.", "")

@@ -63,12 +63,20 @@ def test_differences_on_the_pages_are_those_of_the_runs():
     for section, asked in ((("synthetic", "official"), [(again, None, ensemble, None),
                                                         (again, None, ensemble, "calibrated"),
                                                         *own_of_both]),
-                           (("avmnist", "small"), own_of_both)):
+                           (("avmnist", "small"), own_of_both),
+                           (("utdmhad", "official"), own_of_both[:3])):
         for row, head, base, other in asked:
             d = table.compare(*(runs[section][name] for name in (row, base)),
                               table.head(head), table.head(other))
             text = PAGES[ROOT / f"docs/{row.split('.')[0]}.md"]
             assert table.points(d) in " ".join(text.split())
+
+
+def test_cosines_on_the_page_are_those_of_the_runs():
+    cosines = [run["epochs"][-1]["interaction"]["cos_consistency"]
+               for rows in table.load().values() for run in rows.get("udi", {}).values()]
+    close = f"above 0.75 in {sum(c > 0.75 for c in cosines)} of {len(cosines)} published runs"
+    assert close in PAGES[ROOT / "docs/udi.md"]
 
 
 def test_minutes_on_the_page_are_those_of_the_runs():

@@ -111,10 +111,11 @@ def test_who_was_right_alone_takes_its_cells_from_the_ensemble_of_the_next_seed(
 def test_words_by_hand(write, tmp_path):
     """Costs of 34 33 35 points: mean 34, std 1, half an interval 2.48; of 1 -1 0: none is shown.
     Joint training's -4 [-7.2, -0.8] has p = 0.033: the planned comparison shows it. `udi`'s -2
-    [-3.5, -0.5], p = 0.029, is the fourth of five: 2 p > 0.05, so it is not shown to lose. Nor is
-    always 0.1 more shown to win. The stds are 0.1 0.1 0 0.6 1, so the smallest gain is t(0.995, 2)
-    0.1 / sqrt(3) = 0.57; against the calibrated ensemble 0.1 0.1 0.7 0.9, t(0.99375, 2) 0.4 /
-    sqrt(3) = 2.05, and `udi`'s p = 0.017 is the last of four: shown, though 4 p > 0.05."""
+    [-3.5, -0.5], p = 0.029, is the fourth of six, `mine` of one seed among them: 3 p > 0.05, so it
+    is not shown to lose. Nor is always 0.1 more shown to win. The stds are 0.1 0.1 0 0.6 1, so the
+    smallest gain is t(0.99583, 2) 0.1 / sqrt(3) = 0.63; against the calibrated ensemble 0.1 0.1 0.7
+    0.9, t(0.995, 2) 0.4 / sqrt(3) = 2.29, and `udi`'s p = 0.017 is the fourth of five: shown,
+    though 5 p > 0.05."""
     alone = {"audio": 70, "image": 80}
     for seed, image, audio in ((0, 34, 1), (1, 33, -1), (2, 35, 0)):
         write("joint_baseline.ensemble", seed, 90, alone, alone=alone,
@@ -133,13 +134,13 @@ def test_words_by_hand(write, tmp_path):
         "**toy, official.** No cost is shown for the audio encoder: 0.0 [−2.5, 2.5] points "
         "(n = 3). Joint training costs the image encoder 34.0 [31.5, 36.5] points (n = 3). "
         "Joint training loses to the ensemble: −4.0 [−7.2, −0.8] points (n = 3). "
-        "Shown to beat the ensemble, of 5 other rows: `joint_baseline.ensemble`, calibrated +1.1 "
+        "Shown to beat the ensemble, of 6 other rows: `joint_baseline.ensemble`, calibrated +1.1 "
         "[+0.9, +1.3], `dimml` +3.1 [+2.9, +3.3] (smallest gain that could have been shown: 0.6 "
         "points). "
         "Shown to lose to it: `udi.interaction0-0` −39.0 [−41.5, −36.5]. "
         "Not shown to differ from it: `dimml.duc0`, `udi`. Not compared, one seed: `mine`. "
-        "Shown to beat the calibrated ensemble, of 4 other rows: `dimml` +2.0 [+1.8, +2.2] "
-        "(smallest gain that could have been shown: 2.0 points). Shown to lose to it: "
+        "Shown to beat the calibrated ensemble, of 5 other rows: `dimml` +2.0 [+1.8, +2.2] "
+        "(smallest gain that could have been shown: 2.3 points). Shown to lose to it: "
         "`dimml.duc0` −1.0 [−1.2, −0.8], `udi` −3.1 [−4.8, −1.4], `udi.interaction0-0` −40.1 "
         "[−42.3, −37.9]. Not compared, one seed: `mine`.")
     asked = [cells(line, line.split(" | ")[0][2:]) for line in (
@@ -155,9 +156,9 @@ def test_words_by_hand(write, tmp_path):
         ["`udi` − `ensemble`, calibrated", "", "−3.1 [−4.8, −1.4]"],
         ["`udi` − `udi.interaction0-0`", "", "+37.0 [+33.0, +41.0]"],
         ["each but `concat`, less `ensemble`", "",
-         "beat: `dimml`, `ensemble`, calibrated; lose: `udi.interaction0-0`; of 5 (0.6)"],
+         "beat: `dimml`, `ensemble`, calibrated; lose: `udi.interaction0-0`; of 6 (0.6)"],
         ["each but `concat`, less `ensemble`, calibrated", "",
-         "beat: `dimml`; lose: `udi.interaction0-0`, `dimml.duc0`, `udi`; of 4 (2.0)"]]
+         "beat: `dimml`; lose: `udi.interaction0-0`, `dimml.duc0`, `udi`; of 5 (2.3)"]]
     assert table.questions({TOY: {"mine": rows["mine"]}}) == ""
 
 
