@@ -270,8 +270,8 @@ def holm(p_values, level=0.05):
 
 
 def smallest_gain(differences, m):
-    """What these seeds could have shown in a family of m rows, in points: of t(1 - 0.05 / 2m, n - 1)
-    std / sqrt(n) the median."""
+    """What these seeds could have shown in a family of m rows, in points: the median of
+    t(1 - 0.05 / 2m, n - 1) std / sqrt(n)."""
     share = 1 - 0.05 / (2 * m)
     return statistics.median(scipy.stats.t.ppf(share, d.n - 1) * d.std / math.sqrt(d.n)
                              for d in differences)
@@ -448,10 +448,10 @@ def costs(rows):
     less jointly}; None for one that is not shown to be better than guessing when trained alone, and
     so has nothing to lose. Raises ValueError as `compare` does."""
     joint, ensemble = rows.get(JOINT, {}), rows.get(ENSEMBLE, {})
+    guessing = {seed: 100 / len(result["classes"]) for seed, result in ensemble.items()}
     lost = {}
     for m in modalities({JOINT: joint}):
         lost[m] = compare(ensemble, joint, probe(m), probe(m))
-        guessing = {seed: 100 / len(result["classes"]) for seed, result in ensemble.items()}
         above = paired(probe(m)(ensemble), guessing)
         if above.n > 1 and above.low <= 0:
             lost[m] = None
